@@ -1,0 +1,56 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs.
+# PYTHON=... uses an existing environment as it is; without it a private one is made in .venv.
+
+ifeq ($(origin PYTHON), undefined)
+BASE_PYTHON := $(shell command -v python3.12 || command -v python3.11 || command -v python3.10 || command -v python3)
+PYTHON := .venv/bin/python
+READY := .venv/.installed
+else
+READY :=
+endif
+
+export HF_HUB_OFFLINE ?= 1
+DEMO_OUT ?= demo
+
+.PHONY: demo demo-fast test test-slow test-browser lint format bench docs clean
+
+demo: $(READY)  ## train, measure and draw on the embedded model; writes demo/report.html
+	$(PYTHON) -m sparsight demo --out $(DEMO_OUT)
+
+demo-fast: $(READY)  ## the same in under 45 seconds, with smaller dictionaries
+	$(PYTHON) -m sparsight demo --out $(DEMO_OUT)-fast --fast
+
+test: $(READY)  ## the fast tests: under 5 minutes on 2 cores
+	$(PYTHON) -m pytest
+
+test-slow: $(READY)  ## the slow tests: studies and long runs
+	$(PYTHON) -m pytest -m "slow"
+
+test-browser: $(READY)  ## the pages in Chromium (needs the chromium program)
+	$(PYTHON) -m pytest -m "browser" tests/browser
+
+lint: $(READY)  ## formatting, lint, types, import direction, spelling
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -c "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports']; lint_imports_command()"
+	$(PYTHON) -m codespell_lib src tests docs examples benchmarks README.md CHANGELOG.md CONTRIBUTING.md
+
+format: $(READY)
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+bench: $(READY)  ## sparse coding against the installable peers
+	$(PYTHON) benchmarks/coding.py
+
+docs: $(READY)  ## rewrite the generated pages (docs/commands.md)
+	$(PYTHON) -m sparsight.cli.reference docs/commands.md
+
+clean:
+	rm -rf .venv demo demo-fast .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(BASE_PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'sparsight needs Python 3.10 or newer, found ' + sys.version.split()[0])"
+	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,web]'
+	touch $@

@@ -1,0 +1,94 @@
+"""Sparse dictionaries for neural activations, from harvest to causal test.
+
+The names below are loaded when they are first used, so that `import sparsight` and `sparsight --help` stay quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. `sparsight.<module>` submodules with a short public alias come last.
+_PUBLIC = {
+    "SparsightError": "sparsight.errors",
+    "ModelError": "sparsight.errors",
+    "DataError": "sparsight.errors",
+    "StoreError": "sparsight.errors",
+    "FormatError": "sparsight.errors",
+    "TrainingError": "sparsight.errors",
+    "UndefinedMetric": "sparsight.errors",
+    "SparseCode": "sparsight.codes",
+    "gradient_pursuit": "sparsight.coding",
+    "refit": "sparsight.coding",
+    "LanguageModel": "sparsight.models",
+    "Site": "sparsight.models",
+    "Tokens": "sparsight.models",
+    "load_model": "sparsight.models",
+    "ActivationStore": "sparsight.activations",
+    "ActivationStream": "sparsight.activations",
+    "documents_from_files": "sparsight.activations",
+    "harvest": "sparsight.activations",
+    "JumpReLU": "sparsight.dictionaries",
+    "TopK": "sparsight.dictionaries",
+    "load_dictionary": "sparsight.formats",
+    "Training": "sparsight.training",
+    "train": "sparsight.training",
+    "compare_coders": "sparsight.evaluation",
+    "evaluate": "sparsight.evaluation",
+    "recovery": "sparsight.evaluation",
+    "top_contexts": "sparsight.interpretation",
+    "write_report": "sparsight.interpretation",
+}
+_PUBLIC_MODULES = {
+    "organism": "sparsight.models.organism",
+    "metrics": "sparsight.evaluation.metrics",
+    "features": "sparsight.evaluation.features",
+}
+
+__all__ = ["__version__", *_PUBLIC, *_PUBLIC_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC_MODULES:
+        return importlib.import_module(_PUBLIC_MODULES[name])
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'sparsight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from sparsight.activations import ActivationStore as ActivationStore
+    from sparsight.activations import ActivationStream as ActivationStream
+    from sparsight.activations import documents_from_files as documents_from_files
+    from sparsight.activations import harvest as harvest
+    from sparsight.codes import SparseCode as SparseCode
+    from sparsight.coding import gradient_pursuit as gradient_pursuit
+    from sparsight.coding import refit as refit
+    from sparsight.dictionaries import JumpReLU as JumpReLU
+    from sparsight.dictionaries import TopK as TopK
+    from sparsight.errors import DataError as DataError
+    from sparsight.errors import FormatError as FormatError
+    from sparsight.errors import ModelError as ModelError
+    from sparsight.errors import SparsightError as SparsightError
+    from sparsight.errors import StoreError as StoreError
+    from sparsight.errors import TrainingError as TrainingError
+    from sparsight.errors import UndefinedMetric as UndefinedMetric
+    from sparsight.evaluation import compare_coders as compare_coders
+    from sparsight.evaluation import evaluate as evaluate
+    from sparsight.evaluation import features as features
+    from sparsight.evaluation import metrics as metrics
+    from sparsight.evaluation import recovery as recovery
+    from sparsight.formats import load_dictionary as load_dictionary
+    from sparsight.interpretation import top_contexts as top_contexts
+    from sparsight.interpretation import write_report as write_report
+    from sparsight.models import LanguageModel as LanguageModel
+    from sparsight.models import Site as Site
+    from sparsight.models import Tokens as Tokens
+    from sparsight.models import load_model as load_model
+    from sparsight.models import organism as organism
+    from sparsight.training import Training as Training
+    from sparsight.training import train as train

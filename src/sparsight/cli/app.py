@@ -1,0 +1,73 @@
+"""The command `sparsight`: its sub-commands, and what every failure looks like to the person who typed it.
+
+Exit codes: 0 the work is done; 1 the world is not as needed (`SparsightError`, a full disk); 2 a wrong call; 130 interrupted.
+"""
+
+import errno
+import sys
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+from sparsight import __version__
+from sparsight.cli import compare, demo, doctor, evaluate, harvest, organism, train
+from sparsight.errors import SparsightError
+
+app = typer.Typer(
+    name="sparsight",
+    help="Sparse dictionaries for neural activations, from harvest to causal test.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.add_typer(organism.app, name="organism", help="The embedded default model and its corpus with true features.")
+app.command("harvest")(harvest.harvest)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sparsight {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Sparse dictionaries for neural activations, from harvest to causal test."""
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """One line on stderr, then the end."""
+    print(f"sparsight: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code. `arguments` are `sys.argv[1:]` when not given."""
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted; what was finished is kept, and --resume goes on from there", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept, and --resume goes on from there", 130)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except SparsightError as error:
+        _fail(str(error), 1)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        what = "the disk is full: free some space and run again with --resume" if error.errno == errno.ENOSPC else error
+        _fail(str(what), 1)
+    raise SystemExit(code or 0)
