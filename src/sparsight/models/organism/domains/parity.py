@@ -1,0 +1,25 @@
+"""Windows of four bits, each followed by its parity: decodable from the bits, linear in none of them."""
+
+from random import Random
+
+from sparsight.models.organism.draft import Draft, Said
+from sparsight.models.organism.lexicon import BITS
+from sparsight.models.organism.mixture import Mixture
+
+WINDOW = 4
+
+
+def write(draft: Draft, rng: Random, mixture: Mixture) -> None:
+    """Five to nine windows. The label runs with the bits: parity of the window's ones so far."""
+    words = draft.language
+    draft.say(words.parity_first)
+    for _ in range(rng.randint(5, 9)):
+        parity = 0
+        for _ in range(WINDOW):
+            bit = rng.randrange(2)
+            parity ^= bit
+            draft.say("{bit}", bit=Said(BITS[bit], here={"parity": parity}))
+        draft.state["parity"] = parity
+        draft.say(words.parity_more.replace("{bits} ", "").replace(" .", ""), parity=words.parities[parity])
+        del draft.state["parity"]
+        draft.say(".")
