@@ -66,6 +66,10 @@ class SparseCode:
         """Number of non-zero latents in each row."""
         return (self.values != 0).sum(dim=1)
 
+    def support(self) -> Int64[Tensor, "n k"]:
+        """Latent of each slot in use, -1 in the others: what `refit` takes."""
+        return self.indices.masked_fill(self.values == 0, -1)
+
     def to(self, device: torch.device | str) -> "SparseCode":
         return SparseCode(self.indices.to(device), self.values.to(device), self.n_latents)
 

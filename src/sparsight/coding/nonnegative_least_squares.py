@@ -1,0 +1,124 @@
+"""Many small least-squares problems at once, given by their Gram matrices."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def least_squares(
+    gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], used: Bool[Tensor, "b k"]
+) -> Float[Tensor, "b k"]:
+    """Minimise `w' gram w / 2 - target' w` over the used coordinates of each row; the others are 0.
+
+    Cholesky factors where the used block is well conditioned, else the solution of least norm by an eigendecomposition:
+    two copies of one atom share the weight.
+
+    Args:
+        gram: Positive semi-definite blocks, unit diagonal up to rounding.
+        target: `D_S x`, one entry per coordinate.
+        used: Coordinates that take part.
+    Returns:
+        The minimiser, computed in float64 and returned in the dtype of `gram`.
+    """
+    factor, solution = _factorised(gram, target, used)
+    # A pivot is the squared sine between an atom and the span of those before it.
+    smallest = factor.diagonal(dim1=-2, dim2=-1).amin(dim=-1) if gram.shape[-1] else factor.new_ones(gram.shape[0])
+    loose = ~(smallest.square() > _pivot_floor(gram.dtype))
+    if bool(loose.any()):
+        block = _masked(gram[loose], used[loose])
+        inverse = torch.linalg.pinv(block, rtol=_pivot_floor(gram.dtype), hermitian=True)
+        wanted = (target[loose] * used[loose]).double()
+        solution[loose] = (inverse @ wanted.unsqueeze(-1)).squeeze(-1)
+    return torch.where(used, solution, 0).to(gram.dtype)
+
+
+def nonnegative_least_squares(
+    gram: Float[Tensor, "b k k"],
+    target: Float[Tensor, "b k"],
+    used: Bool[Tensor, "b k"],
+    start: Float[Tensor, "b k"] | None = None,
+) -> Float[Tensor, "b k"]:
+    """Minimise `w' gram w / 2 - target' w` over `w >= 0`, zero outside the used coordinates.
+
+    The active-set method of Lawson and Hanson on all rows at once: keep a set of free coordinates, solve on it, walk
+    towards the solution until the first coordinate would turn negative and fix that one at 0, free the coordinate with
+    the most positive gradient when the solution is feasible, end when no gradient is positive. The objective never
+    rises, so every row ends; atoms that depend on the free ones have no gradient and are never freed.
+
+    Args:
+        gram: Positive semi-definite blocks, unit diagonal up to rounding.
+        target: `D_S x`, one entry per coordinate.
+        used: Coordinates that take part.
+        start: A feasible point to start from; its support is the first free set. From a good one few steps are left.
+    Returns:
+        The minimiser to a gradient of 1e-12 (float64) or 1e-6 (float32) of the largest target.
+    Source:
+        Lawson & Hanson, "Solving Least Squares Problems", chapter 23, 1974. We batch it and work on Gram matrices.
+    """
+    n_rows, k = target.shape
+    if n_rows == 0 or k == 0:
+        return torch.zeros_like(target)
+    problem, wanted = gram.double(), target.double()
+    weights = torch.zeros_like(wanted) if start is None else torch.where(used, start, 0).double().clamp_min(0)
+    free = weights > 0
+    precision = 1e-12 if gram.dtype == torch.float64 else 1e-6
+    tolerance = precision * wanted.abs().amax(dim=1)
+    rows = torch.arange(n_rows, device=target.device)
+    # Each pass frees or fixes one coordinate per row; a finite method needs a few k of them.
+    for _ in range(20 * k + 20):
+        weights[rows], free[rows], feasible = _walk(problem[rows], wanted[rows], weights[rows], free[rows])
+        gradient = wanted[rows] - (problem[rows] @ weights[rows].unsqueeze(-1)).squeeze(-1)
+        gradient = gradient.masked_fill(free[rows] | ~used[rows], -torch.inf)
+        steepest, coordinate = gradient.max(dim=1)
+        grow = feasible & (steepest > tolerance[rows])
+        free[rows[grow], coordinate[grow]] = True
+        rows = rows[grow | ~feasible]
+        if len(rows) == 0:
+            break
+    return weights.to(gram.dtype)
+
+
+def _walk(
+    gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], weights: Float[Tensor, "b k"], free: Bool[Tensor, "b k"]
+) -> tuple[Float[Tensor, "b k"], Bool[Tensor, "b k"], Bool[Tensor, " b"]]:
+    """Go towards the solution on the free coordinates, as far as it stays feasible; say which rows arrived."""
+    solution = _factorised(gram, target, free)[1]
+    solution = torch.where(free, solution, 0)
+    blocked = free & (solution <= 0)
+    feasible = ~blocked.any(dim=1)
+    # Along the way, coordinate i reaches 0 at this fraction of the walk.
+    fraction = torch.where(
+        blocked, weights / (weights - solution).clamp_min(torch.finfo(weights.dtype).tiny), torch.inf
+    )
+    reach = fraction.amin(dim=1, keepdim=True).clamp_max(1)
+    moved = (weights + reach * (solution - weights)).clamp_min(0)
+    fixed = blocked & (fraction <= reach)
+    moved = torch.where(fixed, 0, moved)
+    return torch.where(feasible.unsqueeze(1), solution, moved), free & ~fixed, feasible
+
+
+def _factorised(
+    gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], used: Bool[Tensor, "b k"]
+) -> tuple[Float[Tensor, "b k k"], Float[Tensor, "b k"]]:
+    """Cholesky factor of the used blocks (1 on the other diagonal entries) and the solution by it, in float64."""
+    block = _masked(gram, used)
+    # The jitter keeps dependent blocks factorisable; it moves a well conditioned solution by less than its rounding.
+    block.diagonal(dim1=-2, dim2=-1).add_(_jitter(gram.dtype))
+    factor, _ = torch.linalg.cholesky_ex(block)
+    wanted = (target * used).double().unsqueeze(-1)
+    return factor, torch.cholesky_solve(wanted, factor).squeeze(-1)
+
+
+def _masked(gram: Float[Tensor, "b k k"], used: Bool[Tensor, "b k"]) -> Float[Tensor, "b k k"]:
+    both = used.unsqueeze(-1) & used.unsqueeze(-2)
+    block = torch.where(both, gram.double(), 0)
+    block.diagonal(dim1=-2, dim2=-1).add_((~used).double())
+    return block
+
+
+def _jitter(dtype: torch.dtype) -> float:
+    return 1e-14 if dtype == torch.float64 else 1e-9
+
+
+def _pivot_floor(dtype: torch.dtype) -> float:
+    return 1e-11 if dtype == torch.float64 else 1e-5

@@ -1,0 +1,6 @@
+"""Puts the slow twins of `tests/reference` on the path and supplies planted problems."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
