@@ -7,12 +7,14 @@ import errno
 import sys
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from sparsight import __version__
 from sparsight.cli import compare, demo, doctor, evaluate, harvest, organism, train
 from sparsight.errors import SparsightError
+
+# typer carries its own copy of click in new versions and uses the installed one in old ones; this finds the right class.
+UsageError = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="sparsight",
@@ -56,11 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code. `arguments` are `sys.argv[1:]` when not given."""
     try:
         code = app(args=arguments, standalone_mode=False)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; what was finished is kept, and --resume goes on from there", 130)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was finished is kept, and --resume goes on from there", 130)
-    except click.ClickException as error:
+    except UsageError as error:
         error.show()
         raise SystemExit(error.exit_code) from None
     except SparsightError as error:

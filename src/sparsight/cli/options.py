@@ -1,10 +1,13 @@
 """Flags that read the same in every command."""
 
-import random
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sparsight.activations import ActivationStore
+    from sparsight.models import LanguageModel
 
 Model = Annotated[
     str, typer.Option("--model", help="'organism', 'organism-backdoored', a local model folder, or a hub id.")
@@ -19,9 +22,14 @@ Activations = Annotated[Path, typer.Option("--activations", help="Folder written
 DictionaryFolder = Annotated[Path, typer.Argument(help="Folder written by `sparsight train`.")]
 
 
-def set_seed(seed: int) -> None:
-    """Seed the generators that other libraries use; our own code takes the seed as an argument."""
-    import torch
+def model_for(store: "ActivationStore", name: str | None, without: bool, device: str) -> "LanguageModel | None":
+    """The model to measure the loss with: the one named, else the one the store was harvested from."""
+    if without:
+        return None
+    from sparsight.errors import ModelError
+    from sparsight.models import load_model
 
-    random.seed(seed)
-    torch.manual_seed(seed)
+    try:
+        return load_model(name if name is not None else store.model, device=device)
+    except ModelError as error:
+        raise ModelError(f"{error} (give --model NAME, or --no-model to leave the loss out)") from error

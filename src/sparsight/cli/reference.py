@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-import typer.main
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 
 def reference() -> str:
@@ -17,27 +17,27 @@ def reference() -> str:
     return "# Commands\n\nMade from the commands' own `--help` by `make docs`.\n\n" + "\n".join(pages)
 
 
-def _walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+def _walk(command: TyperCommand | TyperGroup, path: str) -> Iterator[tuple[str, TyperCommand | TyperGroup]]:
     yield path, command
-    if isinstance(command, click.Group):
+    if isinstance(command, TyperGroup):
         for name in command.commands:
             yield from _walk(command.commands[name], f"{path} {name}")
 
 
-def _help(command: click.Command, path: str) -> str:
+def _help(command: TyperCommand | TyperGroup, path: str) -> str:
     lines = [" ".join((command.help or "").split("\n\n")[0].split())]
     example = next((part for part in (command.help or "").split("\n\n") if part.strip().startswith("Example:")), None)
     if example:
         lines += ["", " ".join(example.split())]
-    lines += ["", "usage: " + " ".join([path, *command.collect_usage_pieces(click.Context(command))]), ""]
+    lines += ["", "usage: " + " ".join([path, *command.collect_usage_pieces(typer.Context(command))]), ""]
     for parameter in command.params:
-        if isinstance(parameter, click.Option):
+        if isinstance(parameter, TyperOption):
             default = "" if parameter.default in (None, False, (), []) or callable(parameter.default) else f" [default: {parameter.default}]"
             required = " [required]" if parameter.required else ""
             lines.append(f"  {', '.join(parameter.opts):<18} {parameter.help or ''}{default}{required}")
         else:
             lines.append(f"  {parameter.human_readable_name:<18} {getattr(parameter, 'help', '') or ''}")
-    if isinstance(command, click.Group):
+    if isinstance(command, TyperGroup):
         lines += [f"  {name:<18} {command.commands[name].get_short_help_str(100)}" for name in command.commands]
     return "\n".join(lines)
 

@@ -1,0 +1,41 @@
+"""`sparsight compare`: coders of one dictionary, side by side at equal L0."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsight.cli import options
+
+
+def compare(
+    dictionary: options.DictionaryFolder,
+    activations: options.Activations,
+    k: Annotated[list[int], typer.Option("--k", help="Latents per token. Repeat for several.")],
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="Coders to compare. Repeat. Default: all.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="For the loss added: name or folder. Default: the store's own model.")
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Do not load a model: leave the loss out.")] = False,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Write FVU against L0 as an HTML figure.")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare ways of coding with the same atoms: the encoder, refitted weights, pursuit.
+
+    Example: sparsight compare runs/dictionaries/topk-1024-k16 --activations runs/store --k 8 --k 16 --k 32
+    """
+    from sparsight import evaluation
+    from sparsight.activations import ActivationStore
+    from sparsight.formats import load_dictionary
+
+    measured = load_dictionary(dictionary)
+    store = ActivationStore(activations)
+    store.verify()
+    lm = options.model_for(store, model, no_model, device)
+    result = evaluation.compare_coders(measured, store, k, arm, model=lm, seed=seed, progress=not quiet)
+    if figure is not None:
+        options.write_figure(result.to_figure(), figure)
+    typer.echo(result.to_json() if as_json else result.to_table())

@@ -1,0 +1,49 @@
+"""`sparsight evaluate`: a dictionary and stored activations in, measurements out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsight.cli import options
+
+
+def evaluate(
+    dictionary: options.DictionaryFolder,
+    activations: options.Activations,
+    model: Annotated[
+        str | None, typer.Option("--model", help="For the loss added: name or folder. Default: the store's own model.")
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Do not load a model: leave the loss out.")] = False,
+    coder: Annotated[
+        str | None, typer.Option("--coder", help="Code with 'gradient_pursuit' in place of the dictionary's own rule.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Latents per token, with --coder.")] = None,
+    split: Annotated[str, typer.Option("--split", help="'heldout' or 'train' documents.")] = "heldout",
+    report: Annotated[Path | None, typer.Option("--report", help="Also write a page of measurements and latents.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure even if made for another site or model.")] = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure a dictionary on held-out documents.
+
+    Example: sparsight evaluate runs/dictionaries/topk-1024-k16 --activations runs/store
+    """
+    from sparsight import evaluation
+    from sparsight.activations import ActivationStore
+    from sparsight.formats import load_dictionary
+
+    measured = load_dictionary(dictionary)
+    store = ActivationStore(activations)
+    store.verify()
+    lm = options.model_for(store, model, no_model, device)
+    result = evaluation.evaluate(
+        measured, store, model=lm, coder=coder, k=k, split=split, seed=seed, force=force, progress=not quiet
+    )
+    if report is not None:
+        from sparsight.interpretation import write_dictionary_report
+
+        write_dictionary_report(report, measured, store, lm, result, seed=seed, progress=not quiet)
+    typer.echo(result.to_json() if as_json else result.to_table())

@@ -1,0 +1,57 @@
+"""`sparsight train`: stored activations in, a dictionary out."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from sparsight.cli import options
+
+
+def train(
+    activations: options.Activations,
+    out: options.Out,
+    latents: Annotated[int, typer.Option("--latents", help="Width of the dictionary.")],
+    architecture: Annotated[str, typer.Option("--architecture", help="'topk' or 'jumprelu'.")] = "topk",
+    k: Annotated[int | None, typer.Option("--k", help="Latents active in a token: exactly (topk), or on average (jumprelu).")] = None,
+    site: Annotated[str | None, typer.Option("--site", help="Which site, when the store holds several.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Activations to train on, repeats counted. Default: four times the store's.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Activations in one step.")] = 2048,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate of Adam. Default: the architecture's.")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a dictionary on the training documents of a store.
+
+    Example: sparsight train --activations runs/store --architecture topk --latents 1024 --k 16 --out runs/dictionaries
+    """
+    from sparsight import training
+    from sparsight.activations import ActivationStore
+
+    store = ActivationStore(activations)
+    store.verify()
+    config = _config(architecture, latents, k)
+    settings = training.Training(
+        n_tokens=tokens if tokens is not None else 4 * len(store), batch_size=batch_size, seed=seed, **({} if lr is None else {"lr": lr})
+    )
+    run = training.train(store, [config], settings, out=out, site=site, resume=resume, device=device, progress=not quiet)[0]
+    last = run.metrics[-1]
+    if as_json:
+        typer.echo(json.dumps({"folder": str(run.folder), **last}, indent=2))
+    else:
+        typer.echo(f"{run.folder}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} after {last['tokens']:,} tokens")
+
+
+def _config(architecture: str, latents: int, k: int | None):
+    from sparsight.dictionaries import JumpReLU, TopK
+
+    if k is None:
+        raise ValueError(f"--architecture {architecture} needs --k, the latents active in a token; 16 to 64 are usual")
+    if architecture == "topk":
+        return TopK(latents, k)
+    if architecture == "jumprelu":
+        return JumpReLU(latents, target_l0=float(k))
+    raise ValueError(f"--architecture must be 'topk' or 'jumprelu', got {architecture!r}")

@@ -1,0 +1,194 @@
+"""The commands end to end on the embedded model, and what each wrong input looks like to the person who typed it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsight.cli import main
+
+
+def run(*arguments: object) -> int:
+    """Exit code of `sparsight ARGUMENTS`, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 12,000 organism activations and one small TopK dictionary, both made by the commands."""
+    folder = tmp_path_factory.mktemp("cli")
+    harvest = ("harvest", "--dataset", "organism", "--site", "2.resid_post", "--tokens", 12_000, "--quiet")
+    assert run(*harvest, "--out", folder / "store") == 0
+    train = ("train", "--activations", folder / "store", "--latents", 256, "--k", 8, "--tokens", 40_000, "--quiet")
+    assert run(*train, "--out", folder / "dictionaries") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dictionary(folder: Path) -> Path:
+    (found,) = (folder / "dictionaries").glob("*/dictionary.json")
+    return found.parent
+
+
+def test_evaluate_prints_one_json_object_with_the_headline_numbers(folder, dictionary, capsys):
+    assert run("evaluate", dictionary, "--activations", folder / "store", "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < result["fvu"]["value"] < 1
+    assert 0 < result["l0"]["mean"] <= 8
+
+
+def test_compare_orders_pursuit_below_refit_below_encoder(folder, dictionary, capsys):
+    arguments = ("compare", dictionary, "--activations", folder / "store", "--k", 4, "--no-model", "--json", "--quiet")
+    assert run(*arguments) == 0
+    rows = {row["arm"]: row["fvu"]["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["gradient_pursuit"] < rows["encoder_refit"] < rows["encoder_topk"]
+
+
+def test_help_of_every_command_shows_an_example(capsys):
+    for command in ("doctor", "demo", "harvest", "train", "evaluate", "compare"):
+        assert run(command, "--help") == 0
+        assert f"sparsight {command}" in capsys.readouterr().out.split("Example:")[1]
+
+
+def test_doctor_finds_the_embedded_model_working(capsys):
+    assert run("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["embedded model"] == "works"
+
+
+HARVEST = ("harvest", "--dataset", "organism", "--site", "2.resid_post", "--tokens", 500, "--quiet")
+TRAIN = ("train", "--latents", 64, "--k", 4, "--tokens", 4_000, "--quiet")
+
+
+def refusal(capsys, *arguments: object) -> tuple[int, str]:
+    """Exit code and the one line on stderr of a command that must fail."""
+    code = run(*arguments)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return code, lines[0]
+
+
+def test_a_missing_model_folder_is_named(capsys, tmp_path):
+    code, line = refusal(capsys, *HARVEST, "--model", tmp_path / "nowhere", "--out", tmp_path / "store")
+    assert code == 1
+    assert "nowhere" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_unknown_site_lists_the_known_ones(capsys, tmp_path):
+    arguments = ("harvest", "--dataset", "organism", "--site", "99.resid_post", "--tokens", 500, "--out", tmp_path / "s")
+    code, line = refusal(capsys, *arguments)
+    assert code == 1
+    assert "resid_post" in line
+    assert "attn_z" in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unknown_family_lists_the_known_ones(capsys, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}))
+    code, line = refusal(capsys, *HARVEST, "--model", model, "--out", tmp_path / "store")
+    assert code == 1
+    assert "t5" in line
+    assert "gpt2" in line
+
+
+def test_an_empty_text_is_refused_and_leaves_nothing(capsys, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    out = tmp_path / "store"
+    arguments = ("harvest", "--text", tmp_path / "empty.txt", "--site", "2.resid_post", "--tokens", 10, "--out", out)
+    code, line = refusal(capsys, *arguments, "--quiet")
+    assert code == 1
+    assert "empty" in line
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_short_text_is_harvested_whole_and_says_so(capsys, tmp_path):
+    (tmp_path / "short.txt").write_text("today is monday .\n\nshe is a doctor .\n")
+    out = tmp_path / "store"
+    assert run("harvest", "--text", tmp_path / "short.txt", "--site", "2.resid_post", "--tokens", 1000, "--out", out) == 0
+    assert "1,000" in capsys.readouterr().err
+    assert (out / "store.json").exists()
+
+
+@pytest.mark.parametrize(("k", "named"), [(0, "k=0"), (65, "k=65")])
+def test_an_impossible_k_is_a_wrong_call(capsys, folder, tmp_path, k, named):
+    arguments = ("train", "--activations", folder / "store", "--latents", 64, "--k", k, "--out", tmp_path / "d", "--quiet")
+    code, line = refusal(capsys, *arguments)
+    assert code == 2
+    assert named in line
+    assert not (tmp_path / "d").exists()
+
+
+def damaged(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the store, and its first shard."""
+    store = tmp_path / "damaged"
+    shutil.copytree(folder / "store", store)
+    return store, min(store.glob("shard-*.safetensors"))
+
+
+def test_a_truncated_shard_is_named(capsys, folder, dictionary, tmp_path):
+    store, shard = damaged(folder, tmp_path)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, line = refusal(capsys, "evaluate", dictionary, "--activations", store, "--quiet")
+    assert code == 1
+    assert shard.name in line
+
+
+def test_a_flipped_byte_in_a_shard_is_found(capsys, folder, tmp_path):
+    store, shard = damaged(folder, tmp_path)
+    content = bytearray(shard.read_bytes())
+    content[-1000] ^= 1
+    shard.write_bytes(content)
+    code, line = refusal(capsys, *TRAIN, "--activations", store, "--out", tmp_path / "d")
+    assert code == 1
+    assert shard.name in line
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_unknown_key_in_dictionary_json_is_named(capsys, folder, dictionary, tmp_path):
+    copy = tmp_path / "dictionary"
+    shutil.copytree(dictionary, copy)
+    record = json.loads((copy / "dictionary.json").read_text())
+    (copy / "dictionary.json").write_text(json.dumps({**record, "colour": "green"}))
+    code, line = refusal(capsys, "evaluate", copy, "--activations", folder / "store", "--quiet")
+    assert code == 1
+    assert "colour" in line
+
+
+def test_a_pickle_is_not_opened(capsys, folder, tmp_path):
+    torch.save({"W_dec": torch.zeros(2, 2)}, tmp_path / "ae.pt")
+    code, line = refusal(capsys, "evaluate", tmp_path / "ae.pt", "--activations", folder / "store", "--quiet")
+    assert code == 1
+    assert "ae.pt" in line
+
+
+def test_ctrl_c_during_training_can_be_resumed_to_the_same_dictionary(folder, tmp_path):
+    arguments = ["train", "--activations", str(folder / "store"), "--latents", "256", "--k", "8", "--tokens", "400000"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(*arguments, "--quiet", "--out", whole) == 0
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparsight", *arguments, "--out", str(cut)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    while not any(f.stat().st_size for f in cut.glob("*/metrics.jsonl")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"--resume" in err
+    assert run(*arguments, "--quiet", "--resume", "--out", cut) == 0
+
+    (left,), (right,) = whole.glob("*/dictionary.safetensors"), cut.glob("*/dictionary.safetensors")
+    assert left.read_bytes() == right.read_bytes()

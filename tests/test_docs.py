@@ -1,0 +1,52 @@
+"""The docs do not lie: their commands parse, their links lead somewhere, their generated pages are up to date."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from sparsight.cli import app
+from sparsight.cli.reference import reference
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `$ sparsight ...` line of the page's console blocks, continuation lines joined."""
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf8"), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line[2:], comments=True)[1:] for line in lines if line.startswith("$ sparsight ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_docs_parses(page: Path):
+    group = typer.main.get_command(app)
+    for arguments in commands(page):
+        context = group.make_context("sparsight", list(arguments))
+        command, rest = group, context.protected_args + context.args if hasattr(context, "protected_args") else context.args
+        while hasattr(command, "commands") and rest:
+            name, command, rest = command.resolve_command(context, rest)
+            if "--help" not in rest:
+                context = command.make_context(name, list(rest), parent=context)
+                rest = context.args
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page: Path):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_commands_page_is_what_the_commands_say():
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf8") == reference(), "run `make docs`"
+
+
+def test_every_module_folder_is_in_the_architecture_page():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf8")
+    for folder in (ROOT / "src" / "sparsight").iterdir():
+        if folder.is_dir() and folder.name != "__pycache__":
+            assert f"{folder.name}/" in page
