@@ -1,1 +1,15 @@
+"""One final module per architecture, and its configuration beside it."""
 
+from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Normalization
+from sparsight.dictionaries.jumprelu import JumpReLU, JumpReLUDictionary
+from sparsight.dictionaries.topk import TopK, TopKDictionary
+
+__all__ = [
+    "AbstractDictionary",
+    "DictionaryConfig",
+    "JumpReLU",
+    "JumpReLUDictionary",
+    "Normalization",
+    "TopK",
+    "TopKDictionary",
+]

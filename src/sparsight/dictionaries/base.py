@@ -1,0 +1,166 @@
+"""What every dictionary is: unit atoms, an offset, and a rule that codes activations with them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparsight.codes import SparseCode
+from sparsight.models import Site
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How raw activations were shifted and scaled for training: `(x - mean) * scale`.
+
+    Fitted so that `E|x - mean|^2 = 1` after scaling: a squared error summed over dimensions and averaged over tokens
+    is then the fraction of variance unexplained, whatever the units of the site.
+
+    Attributes:
+        mean: Mean activation, in raw units.
+        scale: `1 / sqrt(E|x - mean|^2)`, in one over raw units.
+    """
+
+    mean: Float[Tensor, " d_in"]
+    scale: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < float("inf"):
+            raise ValueError(f"scale must be positive and finite, got {self.scale}")
+        if not bool(torch.isfinite(self.mean).all()):
+            raise ValueError("the mean of a normalization must be finite, got NaN or infinity")
+
+    def apply(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """Raw activations in the units of training."""
+        return (x - self.mean.to(x)) * self.scale
+
+
+@dataclass(frozen=True)
+class DictionaryConfig(ABC):
+    """What must be known to build a dictionary of one architecture, but for the width of its activations.
+
+    Configurations may refuse (`ValueError`) and do nothing else. `architecture` is the name used in files.
+    """
+
+    n_latents: int
+
+    architecture: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def run_name(self) -> str:
+        """Folder name of a run of this configuration, e.g. `topk-1024-k16`."""
+
+    @abstractmethod
+    def build(self, d_in: int, generator: torch.Generator | None = None) -> "AbstractDictionary":
+        """A fresh dictionary for activations of unit total variance and zero mean, drawn with `generator`."""
+
+
+class AbstractDictionary(nn.Module, ABC):
+    """Unit-norm atoms and a rule that codes activations with them.
+
+    Subclasses are final: they implement the abstract methods, override no concrete one, and nobody inherits from them.
+    A dictionary that came from `train` or `load_dictionary` takes raw activations; its values carry their units.
+
+    Attributes:
+        atoms: `[n_latents, d_in]`, rows of norm 1.
+        b_dec: `[d_in]`, what is reconstructed when every latent is silent.
+        config: The frozen configuration it was built from.
+        site: Where its activations were read, if known.
+        model: Name of the model they were read from, if known.
+        normalization: Record of the normalisation it was trained under, already folded in; `None` before folding.
+        provenance: Where it came from: version, settings, seed, tokens seen.
+    """
+
+    atoms: nn.Parameter
+    b_dec: nn.Parameter
+    config: Any  # the config class of the architecture; a mutable attribute of nn.Module cannot narrow it
+    site: Site | None = None
+    model: str | None = None
+    normalization: Normalization | None = None
+    provenance: dict[str, Any]
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
+        """Code activations, in blocks of rows, so that memory does not grow with `n * n_latents`."""
+
+    @abstractmethod
+    def rescale_(self, factor: float) -> None:
+        """Make the dictionary code `factor * x` with `factor` times the values, for every `x`, in place.
+
+        Atoms stay of unit norm. What must change are the quantities in units of the activations: offsets, thresholds.
+        """
+
+    @property
+    def n_latents(self) -> int:
+        return int(self.atoms.shape[0])
+
+    @property
+    def d_in(self) -> int:
+        return int(self.atoms.shape[1])
+
+    def encode_dense(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n n_latents"]:
+        """The code with one column per latent. Memory `n * n_latents`: for small widths."""
+        return self.encode(x).to_dense()
+
+    def decode(self, code: SparseCode) -> Float[Tensor, "n d_in"]:
+        """`sum_j values_j atoms_j + b_dec`.
+
+        Raises:
+            ValueError: the code is over another number of latents.
+        """
+        return code.decode(self.atoms) + self.b_dec
+
+    def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """The reconstruction of `x`."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def fold_(self, normalization: Normalization) -> None:
+        """Turn a dictionary of normalised activations into the same dictionary of raw ones, in place.
+
+        Coding `x` afterwards gives `1 / scale` times the values that coding `(x - mean) * scale` gave before, and
+        reconstructs `x` where it reconstructed the normalised activation.
+
+        Raises:
+            ValueError: a normalisation was folded in before.
+        """
+        if self.normalization is not None:
+            raise ValueError("a normalization is already folded into this dictionary; it takes raw activations")
+        self.rescale_(1 / normalization.scale)
+        self.b_dec += normalization.mean.to(self.b_dec)
+        self.normalization = Normalization(normalization.mean.to(self.b_dec), normalization.scale)
+
+    @torch.no_grad()
+    def normalize_atoms_(self) -> None:
+        """Set every atom back to norm 1."""
+        self.atoms /= self.atoms.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.atoms.dtype).tiny)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `dictionary.safetensors` and `dictionary.json` into `folder`, each whole or not at all.
+
+        A folder that holds another dictionary is overwritten; files that are not part of a dictionary are left alone.
+
+        Raises:
+            FormatError: the folder cannot be written, or the dictionary holds values that are not finite.
+        """
+        from sparsight.dictionaries.files import write_dictionary
+
+        write_dictionary(self, Path(folder))
+
+
+def unit_rows(n: int, d: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
+    """Directions drawn uniformly from the unit sphere."""
+    rows = torch.randn(n, d, generator=generator)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def check_positive(**values: float) -> None:
+    """Refuse the first of the named values that is not a positive, finite number."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {name}={value}")

@@ -1,0 +1,44 @@
+"""`metrics.jsonl`: one JSON object per line, whole lines only."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sparsight.errors import TrainingError
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, in order; a last line cut short by a crash is left out.
+
+    Raises:
+        TrainingError: a line in the middle is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except json.JSONDecodeError as error:
+        raise TrainingError(f"{path} is damaged ({error}); remove it to train again from the start") from error
+
+
+class MetricsLog:
+    """Appends lines, each flushed when written, to a file that ends at a given step.
+
+    Args:
+        path: The file; its folder exists.
+        last_step: Lines after this step are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+        self._file = path.open("w", encoding="utf-8")
+        for line in kept:
+            self.write(line)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

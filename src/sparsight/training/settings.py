@@ -1,0 +1,70 @@
+"""How long, how fast and from which seed to train."""
+
+from dataclasses import dataclass
+
+from sparsight.dictionaries.base import check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings shared by all dictionaries trained on one stream.
+
+    Attributes:
+        n_tokens: Activations to train on, repeats counted; rounded up to whole batches.
+        batch_size: Activations in one step.
+        lr: Peak learning rate of Adam.
+        warmup: Fraction of the steps in which the rate rises linearly from 0.
+        decay: Fraction of the steps, at the end, in which it falls linearly to 0.
+        sparsity_warmup: Fraction of the steps in which a sparsity penalty rises linearly to its full weight.
+        betas: Decay rates of Adam's two averages.
+        clip: Largest norm of the gradient, all parameters of one dictionary together; `None` does not clip.
+        seed: Of the dictionaries' first values and of the order of the batches.
+        normalization_tokens: Activations on which the mean and the scale are fitted.
+        log_every: Steps between two lines of `metrics.jsonl`.
+        checkpoint_every: Steps between two checkpoints.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    n_tokens: int
+    batch_size: int = 2048
+    lr: float = 1e-3
+    warmup: float = 0.05
+    decay: float = 0.2
+    sparsity_warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 1.0
+    seed: int = 0
+    normalization_tokens: int = 65_536
+    log_every: int = 50
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        check_positive(n_tokens=self.n_tokens, batch_size=self.batch_size, lr=self.lr)
+        check_positive(log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+        if self.normalization_tokens < 2:
+            raise ValueError(f"normalization_tokens must be at least 2, got {self.normalization_tokens}")
+        for name in ("warmup", "decay", "sparsity_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is a fraction of the steps, between 0 and 1, got {name}={getattr(self, name)}"
+                )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got betas={self.betas}")
+        if self.clip is not None:
+            check_positive(clip=self.clip)
+
+    @property
+    def n_steps(self) -> int:
+        return -(-self.n_tokens // self.batch_size)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0: a trapezoid that is positive at every step."""
+        rise = (step + 1) / max(1.0, self.warmup * self.n_steps)
+        fall = (self.n_steps - step) / max(1.0, self.decay * self.n_steps)
+        return self.lr * min(1.0, rise, fall)
+
+    def sparsity_at(self, step: int) -> float:
+        """Share of its full weight that a sparsity penalty has at step `step`, counted from 0."""
+        return min(1.0, (step + 1) / max(1.0, self.sparsity_warmup * self.n_steps))
