@@ -1,0 +1,92 @@
+"""Putting something in the place of a site's activations, and reading off what the model makes of it."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from sparsight.errors import ModelError
+from sparsight.evaluation.loss import LossAdded, next_token_kl, next_token_loss
+from sparsight.models import LanguageModel, Site, Tokens
+
+Replacement = Callable[[Tensor], Tensor]
+"""From activations `[m, d]` to what stands in their place, the same shape."""
+
+
+def replace_counted(replacement: Replacement, counted: Bool[Tensor, "b t"]) -> Callable[[Tensor], Tensor]:
+    """An edit that replaces activations at counted tokens and leaves padding and special tokens as they are.
+
+    Special tokens stay untouched because dictionaries are not trained on them, and because a damaged first token (the
+    attention sink of many models) would be blamed on the reconstruction.
+    """
+
+    def edit(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        edited = x.clone()
+        edited[counted] = replacement(x[counted]).to(x.dtype)
+        return edited
+
+    return edit
+
+
+def replaced_losses(
+    lm: LanguageModel, tokens: Tokens, site: Site, replacements: Mapping[str, Replacement]
+) -> dict[str, Float64[Tensor, "m 2"]]:
+    """Loss and divergence from the clean model, for each replacement, at every prediction of a counted token.
+
+    Args:
+        lm: A model with a next-token loss.
+        tokens: Contexts.
+        site: Where to replace.
+        replacements: Functions of the activations at counted tokens, by name.
+    Returns:
+        For `"clean"` and for each name: one row `(loss, KL(clean || replaced))` in nats for each predicted counted
+        token, in the order of `tokens.counted[:, 1:]`.
+    Raises:
+        ModelError: the model has no next-token loss.
+    """
+    if not lm.has_causal_loss:
+        raise ModelError(f"{lm.name} ({lm.family}) has no causal loss; measure this dictionary without a model")
+    tokens = tokens.to(lm.device)
+    counted = tokens.counted
+    predicted = counted[:, 1:]
+    with torch.no_grad():
+        clean = lm.logits(tokens)
+        loss = next_token_loss(clean, tokens.ids)[predicted].double()
+        found = {"clean": torch.stack([loss, torch.zeros_like(loss)], dim=1)}
+        for name, replacement in replacements.items():
+            logits = lm.logits(tokens, edits={site: replace_counted(replacement, counted)})
+            loss = next_token_loss(logits, tokens.ids)[predicted].double()
+            divergence = next_token_kl(clean, logits)[predicted].double()
+            found[name] = torch.stack([loss, divergence], dim=1)
+    return found
+
+
+def ablations(mean: Float[Tensor, " d"]) -> dict[str, Replacement]:
+    """The two ablations every splice is put beside: by zero, and by the mean activation."""
+    return {"zero": torch.zeros_like, "mean": lambda x: mean.to(x).expand_as(x)}
+
+
+def loss_added(
+    lm: LanguageModel, tokens: Tokens, site: Site, reconstruct: Replacement, mean: Float[Tensor, " d"]
+) -> LossAdded:
+    """The losses of one batch of contexts, summed.
+
+    Args:
+        lm: A model with a next-token loss.
+        tokens: Contexts; padding and special tokens are neither replaced nor predicted.
+        site: Where the reconstruction is spliced in.
+        reconstruct: From activations `[m, d]` to reconstructions.
+        mean: Mean activation, for mean ablation.
+    Raises:
+        ModelError: the model has no next-token loss.
+    """
+    found = replaced_losses(lm, tokens, site, {"spliced": reconstruct, **ablations(mean)})
+    return LossAdded(
+        n=len(found["clean"]),
+        sum_clean=found["clean"][:, 0].sum().item(),
+        sum_spliced=found["spliced"][:, 0].sum().item(),
+        sum_zero=found["zero"][:, 0].sum().item(),
+        sum_mean=found["mean"][:, 0].sum().item(),
+        sum_kl=found["spliced"][:, 1].sum().item(),
+    )
