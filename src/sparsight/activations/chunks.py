@@ -1,0 +1,162 @@
+"""Where a stream takes rows from, a chunk at a time: memory, a store on disk, or a model reading documents."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparsight.activations.contexts import Context, Cutter, windows
+from sparsight.activations.documents import HasText
+from sparsight.activations.reading import read_window
+from sparsight.activations.record import Cursor
+from sparsight.activations.split import mix_seed
+from sparsight.activations.store import ActivationStore
+from sparsight.errors import DataError
+from sparsight.models import Site
+
+Chunk = Mapping[str, Tensor]  # site -> rows [n, d], the same rows at every site
+
+
+class Chunks(Protocol):
+    """Rows of an epoch in chunks that fit into memory; rows are mixed within a chunk, so a chunk must itself be mixed.
+
+    `n_rows` is the length of an epoch, None when it is not known beforehand.
+    """
+
+    n_rows: int | None
+
+    def load(self, epoch: int, index: int) -> Chunk | None:
+        """A chunk, the same each time; None behind the last one of the epoch."""
+
+    def place(self) -> dict[str, Any]:
+        """What is needed to load the last chunk again without those before it, as JSON."""
+
+    def seek(self, place: dict[str, Any]) -> None:
+        """Go to where `place` was called."""
+
+
+class InMemory:
+    """All rows in one chunk: the order of an epoch is a uniformly random permutation."""
+
+    def __init__(self, tensors: Chunk) -> None:
+        self.tensors = tensors
+        self.n_rows: int | None = len(next(iter(tensors.values())))
+
+    def load(self, epoch: int, index: int) -> Chunk | None:
+        return self.tensors if index == 0 else None
+
+    def place(self) -> dict[str, Any]:
+        return {}
+
+    def seek(self, place: dict[str, Any]) -> None:
+        pass
+
+
+class OnDisk:
+    """Blocks of neighbouring rows in random order, some hundreds of them to a chunk; the next chunk is read ahead.
+
+    Two buffers of one chunk are all the memory it takes, in the type of the store.
+    """
+
+    def __init__(self, store: ActivationStore, sites: list[Site], seed: int, block_rows: int, buffer_rows: int) -> None:
+        self.store = store
+        self.sites = sites
+        self.seed = seed
+        self.block_rows = block_rows
+        self.blocks_per_chunk = max(1, buffer_rows // block_rows)
+        self.n_rows: int | None = len(store)
+        self.n_blocks = -(-len(store) // block_rows)
+        self.n_chunks = -(-self.n_blocks // self.blocks_per_chunk)
+        rows = min(self.blocks_per_chunk * block_rows, len(store))
+        self._buffers = [
+            {str(site): torch.empty(rows, store.width(site), dtype=store.dtype) for site in sites} for _ in range(2)
+        ]
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chunk-reader")
+        self._ahead: tuple[tuple[int, int], Future[Chunk]] | None = None
+
+    def load(self, epoch: int, index: int) -> Chunk | None:
+        if index >= self.n_chunks:
+            return None
+        wanted = (epoch, index)
+        if self._ahead is not None and self._ahead[0] == wanted:
+            chunk = self._ahead[1].result()
+        else:
+            if self._ahead is not None:
+                self._ahead[1].result()  # it fills the other buffer; let it end before both are given out anew
+            chunk = self._read(*wanted)
+        after = (epoch, index + 1) if index + 1 < self.n_chunks else (epoch + 1, 0)
+        self._ahead = (after, self._worker.submit(self._read, *after))
+        return chunk
+
+    def _read(self, epoch: int, index: int) -> Chunk:
+        self._buffers.reverse()
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+        blocks = torch.randperm(self.n_blocks, generator=generator)
+        mine = blocks[index * self.blocks_per_chunk : (index + 1) * self.blocks_per_chunk]
+        at = 0
+        # In the order of the disk: the order within a chunk does not matter, since its rows are permuted.
+        for block in mine.sort().values.tolist():
+            rows = slice(block * self.block_rows, min((block + 1) * self.block_rows, len(self.store)))
+            n = rows.stop - rows.start
+            for site in self.sites:
+                self.store.rows(site, rows, out=self._buffers[0][str(site)][at : at + n])
+            at += n
+        return {name: buffer[:at] for name, buffer in self._buffers[0].items()}
+
+    def place(self) -> dict[str, Any]:
+        return {}
+
+    def seek(self, place: dict[str, Any]) -> None:
+        pass
+
+
+class Live:
+    """Rows read from a model as they are needed; neighbouring documents share a chunk, and no order is made among chunks.
+
+    An epoch is one pass over the documents, which must therefore give the same ones each time they are iterated.
+    """
+
+    def __init__(
+        self, cutter: Cutter, documents: Iterable[str | HasText], sites: list[Site], batch_size: int, buffer_rows: int
+    ) -> None:
+        self.cutter = cutter
+        self.documents = documents
+        self.sites = sites
+        self.batch_size = batch_size
+        self.buffer_rows = buffer_rows
+        self.n_rows: int | None = None
+        self._begin = Cursor()
+        self._end = Cursor()
+        self._windows: Iterator[list[Context]] | None = None
+
+    def load(self, epoch: int, index: int) -> Chunk | None:
+        if index == 0:
+            self._begin = self._end = Cursor()
+            self._windows = None
+        if self._windows is None:
+            self._windows = windows(self.cutter.cut(self.documents, self._end), 4 * self.batch_size)
+        self._begin = self._end
+        parts: list[dict[Site, Tensor]] = []
+        n = 0
+        for window in self._windows:
+            read = read_window(self.cutter.lm, window, self.sites, torch.float32, self.batch_size)
+            parts.append(read.activations)
+            self._end = window[-1].end
+            n += read.n_rows
+            if n >= self.buffer_rows:
+                break
+        if not parts:
+            if index == 0:
+                again = "; give a list or another iterable that starts anew" if epoch else ""
+                raise DataError(f"the documents gave no tokens in epoch {epoch}{again}")
+            return None
+        return {str(site): torch.cat([part[site] for part in parts]) for site in self.sites}
+
+    def place(self) -> dict[str, Any]:
+        return self._begin.model_dump()
+
+    def seek(self, place: dict[str, Any]) -> None:
+        self._end = Cursor.model_validate(place)
+        self._windows = None
