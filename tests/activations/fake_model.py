@@ -16,8 +16,8 @@ WIDTHS = {SITES[0]: 8, SITES[1]: 6}
 class FakeModel:
     """Words are numbers from 3 up; BOS and EOS stand around every text.
 
-    At site 0 the activation of token `v` at place `p` is `(v, p, sum of the context's tokens, 0 ...)`, so that a row tells
-    where it was read and that its whole context was seen. At site 1 it is minus that, shorter.
+    At site 0 the activation of token `v` at place `p` is `(v, p, sum of the context's tokens, 0 ...)`, so that a row
+    tells where it was read and that its whole context was seen. At site 1 it is minus that, shorter.
     """
 
     name = "fake"

@@ -113,7 +113,7 @@ class OnDisk:
 
 
 class Live:
-    """Rows read from a model as they are needed; neighbouring documents share a chunk, and no order is made among chunks.
+    """Rows read from a model as they are needed; neighbouring documents share a chunk, chunks follow the documents.
 
     An epoch is one pass over the documents, which must therefore give the same ones each time they are iterated.
     """

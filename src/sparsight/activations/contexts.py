@@ -65,8 +65,8 @@ class Context:
 class Cutter:
     """Cuts documents into contexts of at most `context` tokens, special ones included.
 
-    A document is tokenized whole and then cut, so that no word is torn; every piece gets the special tokens that stand at
-    the ends of a text. The names of the labels are those of the first document: all others must have the same.
+    A document is tokenized whole and then cut, so that no word is torn; every piece gets the special tokens that stand
+    at the ends of a text. The names of the labels are those of the first document: all others must have the same.
     """
 
     def __init__(self, lm: Reads, context: int, label_names: list[str] | None = None) -> None:
@@ -192,7 +192,7 @@ def _groups(
 
 
 def windows(contexts: Iterator[Context], size: int, n_tokens: int | None = None) -> Iterator[list[Context]]:
-    """Runs of `size` contexts; the last is shorter, ending with the context that completes `n_tokens` counted tokens."""
+    """Runs of `size` contexts; the last may be shorter: it ends where `n_tokens` counted tokens are complete."""
     window: list[Context] = []
     n = 0
     for context in contexts:

@@ -34,7 +34,7 @@ def documents_from_files(paths: Sequence[str | Path]) -> Iterator[Document]:
     separated by blank lines. In a `.jsonl` file each line is an object whose "text" is a document. Files are streamed.
 
     Args:
-        paths: UTF-8 files ending in `.txt` or `.jsonl`. That they exist is checked at once, their content while reading.
+        paths: UTF-8 files ending in `.txt` or `.jsonl`. That they exist is checked now, their content while reading.
     Raises:
         DataError: a file is missing, empty, of another kind, not UTF-8, or a line is not what the ending promises.
     """

@@ -42,18 +42,18 @@ def harvest(
 ) -> ActivationStore:
     """Store the activations of exactly `n_tokens` tokens that are neither padding nor special.
 
-    Documents are read in order; each is tokenized whole and cut into contexts. The last context is kept whole, so that the
-    model sees what it saw, but only the rows up to `n_tokens` are stored. The same call gives the same bytes, whether or
-    not it was interrupted and resumed (on one machine: rounding inside the model may differ between machines).
+    Documents are read in order; each is tokenized whole and cut into contexts. The last context is kept whole, so that
+    losses can be computed on it, but only the rows up to `n_tokens` are stored. The same call gives the same rows,
+    whether or not it was interrupted and resumed (on one machine: rounding inside the model may differ on another).
 
     Args:
         lm: A `LanguageModel`, or anything with the methods of `Reads`.
-        documents: Strings or objects with `.text`, and optionally `.id` (int) and `.labels` ({feature: one value per token
-            that is not special}). Read lazily: may be endless. On resume the same documents must come again.
+        documents: Strings or objects with `.text`, and optionally `.id` (int) and `.labels` ({feature: one value per
+            token that is not special}). Read lazily: may be endless. On resume the same documents must come again.
         sites: One or several; all are read in one pass.
         out: Folder of the store, absent or empty.
-        n_tokens: Rows to store. When the text has fewer, all are stored, `short_of` in the record says how many were asked
-            for, and `notify` is told.
+        n_tokens: Rows to store. When the text has fewer, all are stored, `short_of` in the record says how many were
+            asked for, and `notify` is told.
         context: Most tokens the model sees at once, special tokens included.
         dtype: "float16", "bfloat16" or "float32".
         resume: Go on with an unfinished store, under the same settings; a finished one is opened as it is.

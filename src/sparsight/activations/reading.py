@@ -46,8 +46,8 @@ def read_window(
 ) -> Window:
     """Run the model over contexts, those of like length together, and keep one row per counted token.
 
-    Rounding inside the model depends on what a context is batched with; the batches here follow from the window alone, so
-    the same window gives the same bits.
+    Rounding inside the model depends on what a context is batched with; the batches here follow from the window alone,
+    so the same window gives the same bits.
 
     Args:
         dtype: Type of the rows. float16 holds magnitudes up to 65,504.

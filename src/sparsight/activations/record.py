@@ -28,9 +28,9 @@ class Cursor(_Record):
         crc32: CRC-32 over the texts of the documents behind: whether the same documents come again.
     """
 
-    documents: int = Field(0, ge=0)
-    contexts: int = Field(0, ge=0)
-    crc32: int = Field(0, ge=0)
+    documents: int = Field(default=0, ge=0)
+    contexts: int = Field(default=0, ge=0)
+    crc32: int = Field(default=0, ge=0)
 
 
 class ShardRecord(_Record):

@@ -111,8 +111,8 @@ def file_crc32(path: Path) -> int:
 def map_shard(path: Path) -> dict[str, Tensor]:
     """Tensors of a shard, mapped from the file: nothing is read before it is used, and nothing is ever written back.
 
-    The header is believed only where it agrees with the size of the file: every tensor inside, one after the other, of a
-    known type, as long as its shape says.
+    The header is believed only where it agrees with the size of the file: every tensor inside, one after the other, of
+    a known type, as long as its shape says.
 
     Raises:
         StoreError: the file is missing, is a link, is cut short, or its header lies.

@@ -41,8 +41,8 @@ class ContextBatch:
 
     Attributes:
         tokens: Token ids with masks, padded on the right to the longest context of the batch.
-        rows: Row of each token in the store (or the view) that gave the batch; -1 where none is stored: padding, special
-            tokens, and what follows the last row that was asked for.
+        rows: Row of each token in the store (or the view) that gave the batch; -1 where none is stored: padding,
+            special tokens, and what follows the last row that was asked for.
         document_ids: The document of each context.
     """
 
@@ -195,7 +195,7 @@ class ActivationStore:
         return self._start[self._contexts[context]] + rows - self._view_start[context]
 
     def _segments(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Stretches of neighbouring stored rows that make up rows [begin, end): place in the result, shard, from, to."""
+        """Neighbouring stored rows that make up rows [begin, end): place in the result, shard, from, to."""
         if begin == end:
             return
         first, last = np.searchsorted(self._view_start, [begin, end - 1], side="right") - 1

@@ -1,4 +1,4 @@
-"""`ActivationStream`: endless shuffled batches, from memory, a store or a model, that can be stopped and gone on with."""
+"""`ActivationStream`: endless shuffled batches from memory, a store or a model, resumable at any batch."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -46,9 +46,9 @@ class ActivationStream:
         """Begin a stream.
 
         Args:
-            source: A store or a view of one; a tensor `[n, d]`; or a model and documents that can be iterated many times.
-            sites: One site: batches are tensors. A sequence: batches are `{site: tensor}` with the same rows at each. May be
-                left out for a tensor and for a store with one site.
+            source: A store or a view of one; a tensor `[n, d]`; or a model and documents that can be iterated again.
+            sites: One site: batches are tensors. A sequence: batches are `{site: tensor}` with the same rows at each.
+                May be left out for a tensor and for a store with one site.
             memory: Bytes. A store whose rows at these sites take less is loaded and permuted as a whole.
             buffer_rows: Rows mixed at a time when they are not all in memory.
             block_rows: Neighbouring rows of a store that are read together then.

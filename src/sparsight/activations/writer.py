@@ -30,9 +30,10 @@ from sparsight.errors import StoreError
 class StoreWriter:
     """Collects windows until they fill a shard, and writes shards behind the back of the caller, one at a time.
 
-    A shard ends with the window that brings it to `settings.shard_rows`, so shards and windows are the same however often
-    the harvest was interrupted. The folder is made with the first shard. Use as a context manager: on leaving, whatever
-    the reason, the shard being written is finished and what does not fill a shard is dropped, unless `finish` was called.
+    A shard ends with the window that brings it to `settings.shard_rows`, so shards and windows are the same however
+    often the harvest was interrupted. The folder is made with the first shard. Use as a context manager: on leaving,
+    whatever the reason, the shard being written is finished; rows that did not fill a shard are dropped unless `finish`
+    was called.
 
     Attributes:
         label_names: Names of the labels that the shards hold; None until the first window.
