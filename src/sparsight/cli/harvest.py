@@ -64,7 +64,7 @@ def _documents(text: list[Path] | None, dataset: str | None, seed: int) -> Itera
         raise ValueError(f"--dataset must be 'organism', got {dataset!r}; give other text as files with --text")
     from sparsight.models.organism import corpus
 
-    return corpus(seed, None)
+    return corpus(seed, 10**9)  # written as they are asked for; the harvest stops when it has its tokens
 
 
 def _sentence(info: dict[str, Any], out: Path) -> str:
