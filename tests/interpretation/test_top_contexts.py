@@ -116,6 +116,7 @@ def test_a_gap_in_the_positions_of_a_document_ends_a_window():
     store = MemoryStore(torch.zeros(5, dtype=torch.int64), positions)
     (example,) = top_contexts(TableDictionary(table), store, [0], tokens_to_strings=words, window=4)[0]
     assert example.tokens == ("w0", "w1", "w2")
+    assert (example.cut_before, example.cut_after) == (False, True)  # the document goes on, in another context
 
 
 def test_one_long_document_gives_several_places_that_do_not_overlap():

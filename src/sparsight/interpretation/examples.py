@@ -19,7 +19,7 @@ class Example:
         values: Value of the latent at each token, in the units of the activations.
         peak: Index into both of the token the example was chosen for.
         document: Number of the document in the store.
-        position: Place of the peak's token in its document.
+        position: Place of the peak's token in its context, as the store counts it.
         cut_before: Text of the same document goes on before the first token.
         cut_after: Text of the same document goes on after the last token.
     """
@@ -98,7 +98,7 @@ def top_contexts(
         latents: Latents to look at, each once.
         tokens_to_strings: Turns token ids into text, one string per token: a language model's method of that name.
         n_contexts: Most examples per latent.
-        window: Tokens shown before and after the peak; fewer at the ends of a document.
+        window: Tokens shown before and after the peak; fewer at the ends of the context that the model saw.
         batch_size: Activations coded at once.
     Returns:
         Examples by latent, strongest first; an empty list for a latent whose value is never above 0.
@@ -169,7 +169,7 @@ def _windows(
 ) -> list[tuple[int, Example]]:
     """Read and code the rows around each place, and cut them where the document ends."""
     peaks = torch.tensor([row for _, row in places])
-    # One row more on each side says whether the text goes on.
+    # One row more on each side says whether the text goes on, be it in the next context of the same document.
     around = peaks[:, None] + torch.arange(-window - 1, window + 2)
     inside = (around >= 0) & (around < len(store))
     read = store.tokens(around.clamp(0, len(store) - 1).flatten())
@@ -177,7 +177,8 @@ def _windows(
     documents, positions = read.document_ids.view(shape), read.positions.view(shape)
     middle = slice(window + 1, window + 2)
     distance = torch.arange(-window - 1, window + 2)
-    same = inside & (documents == documents[:, middle]) & (positions - positions[:, middle] == distance)
+    goes_on = inside & (documents == documents[:, middle])
+    same = goes_on & (positions - positions[:, middle] == distance)
     rows = around[:, 1:-1][same[:, 1:-1]]
     code = dictionary.encode(store.rows(site_of(dictionary, store), rows).to(dictionary.atoms.device)).to("cpu")
     ids = read.token_ids.view(shape)[:, 1:-1]
@@ -193,8 +194,8 @@ def _windows(
             peak=int(kept[:window].sum()),
             document=int(documents[i, window + 1]),
             position=int(positions[i, window + 1]),
-            cut_before=bool(same[i, 0]),
-            cut_after=bool(same[i, -1]),
+            cut_before=bool(goes_on[i, int(kept.nonzero()[0])]),
+            cut_after=bool(goes_on[i, int(kept.nonzero()[-1]) + 2]),
         )
         found.append((slot, example))
         start = stop
