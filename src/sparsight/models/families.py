@@ -1,0 +1,239 @@
+"""Where each family of models keeps its sites: one table per family, and no model code.
+
+A value is read and written where a module takes it in or hands it on. One value has no such place in most families: the
+residual stream between attention and MLP, which a block keeps in a local variable. `Sum` says how it is reached.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from sparsight.errors import ModelError
+from sparsight.models.site import KINDS, Site
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one module takes in (its first argument) or hands on (its output, or the first of its outputs).
+
+    Attributes:
+        module: Dotted path below the block; empty for the block itself.
+        side: Which of the two.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The residual stream after a branch was added to it: `r = base + branch`.
+
+    Editing what the next norm takes in would change the branch behind it but not the residual stream itself, for the
+    block has put `r` aside before. So an edit `f` is written into the branch, as `branch + (f(r) - r)`: the block
+    itself then adds up `f(r)`, to rounding, and an edit that changes nothing adds an exact zero.
+
+    Attributes:
+        base: Where the stream comes in.
+        branch: What the block adds to it.
+        seen: Where a module takes `r` in; read there.
+    """
+
+    base: Point
+    branch: Point
+    seen: Point
+
+
+def _into(module: str) -> Point:
+    return Point(module, "input")
+
+
+def _out_of(module: str) -> Point:
+    return Point(module, "output")
+
+
+_BLOCK_IN, _BLOCK_OUT = _into(""), _out_of("")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family of architectures names its parts in transformers.
+
+    Attributes:
+        name: What `LanguageModel.family` says.
+        model_types: Values of `model_type` in config.json that belong here.
+        blocks: Path of the list of blocks, below the base model.
+        embed: Where token embeddings pass: a module below the base model, or None where the first block takes them in
+            as they are (no position embeddings are added), with whatever scale the family gives them.
+        points: Where each kind of site is in a block.
+        has_causal_loss: Whether it predicts the next token.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    blocks: str
+    embed: Point | None
+    points: Mapping[str, Point | Sum]
+    has_causal_loss: bool = True
+
+    def kinds(self, config: Any) -> list[str]:
+        """Kinds of site in a block of a model with this config, in the order of a forward pass."""
+        # With a parallel residual, attention and MLP both read resid_pre: there is no stream between them.
+        parallel = self.name == "gpt_neox" and config.use_parallel_residual
+        return [kind for kind in KINDS if kind in self.points and not (parallel and kind == "resid_mid")]
+
+
+GPT2 = Family(
+    name="gpt2",
+    model_types=("gpt2",),
+    blocks="h",
+    embed=_out_of("wte"),
+    points={
+        "resid_pre": _BLOCK_IN,
+        "attn_z": _into("attn.c_proj"),
+        "attn_out": _out_of("attn"),
+        "resid_mid": Sum(base=_BLOCK_IN, branch=_out_of("attn"), seen=_into("ln_2")),
+        "mlp_in": _into("mlp"),
+        "mlp_act": _into("mlp.c_proj"),
+        "mlp_out": _out_of("mlp"),
+        "resid_post": _BLOCK_OUT,
+    },
+)
+
+GPT_NEOX = Family(
+    name="gpt_neox",
+    model_types=("gpt_neox",),
+    blocks="layers",
+    embed=None,
+    points={
+        "resid_pre": _BLOCK_IN,
+        "attn_z": _into("attention.dense"),
+        "attn_out": _out_of("attention"),
+        "resid_mid": Sum(base=_BLOCK_IN, branch=_out_of("attention"), seen=_into("post_attention_layernorm")),
+        "mlp_in": _into("mlp"),
+        "mlp_act": _into("mlp.dense_4h_to_h"),
+        "mlp_out": _out_of("mlp"),
+        "resid_post": _BLOCK_OUT,
+    },
+)
+
+LLAMA = Family(
+    name="llama",
+    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
+    blocks="layers",
+    embed=None,
+    points={
+        "resid_pre": _BLOCK_IN,
+        "attn_z": _into("self_attn.o_proj"),
+        "attn_out": _out_of("self_attn"),
+        "resid_mid": Sum(base=_BLOCK_IN, branch=_out_of("self_attn"), seen=_into("post_attention_layernorm")),
+        "mlp_in": _into("mlp"),
+        "mlp_act": _into("mlp.down_proj"),
+        "mlp_out": _out_of("mlp"),
+        "resid_post": _BLOCK_OUT,
+    },
+)
+
+# Both branches pass a norm of their own before they are added: what they add is what leaves that norm.
+GEMMA2 = Family(
+    name="gemma2",
+    model_types=("gemma2", "gemma3_text"),
+    blocks="layers",
+    embed=None,
+    points={
+        **LLAMA.points,
+        "attn_out": _out_of("post_attention_layernorm"),
+        "resid_mid": Sum(
+            base=_BLOCK_IN, branch=_out_of("post_attention_layernorm"), seen=_into("pre_feedforward_layernorm")
+        ),
+        "mlp_out": _out_of("post_feedforward_layernorm"),
+    },
+)
+
+# The norm stands after the sum: resid_mid = LN(resid_pre + attn_out), resid_post = LN(resid_mid + mlp_out).
+BERT = Family(
+    name="bert",
+    model_types=("bert",),
+    blocks="encoder.layer",
+    embed=_out_of("embeddings.word_embeddings"),
+    points={
+        "resid_pre": _BLOCK_IN,
+        "attn_z": _into("attention.output.dense"),
+        "attn_out": _out_of("attention.output.dense"),
+        "resid_mid": _out_of("attention.output"),
+        "mlp_in": _into("intermediate"),
+        "mlp_act": _into("output.dense"),
+        "mlp_out": _out_of("output.dense"),
+        "resid_post": _BLOCK_OUT,
+    },
+    has_causal_loss=False,
+)
+
+FAMILIES = (GPT2, GPT_NEOX, LLAMA, GEMMA2, BERT)
+
+
+def family_of(model_type: str, name: str) -> Family:
+    """The family that a `model_type` of config.json belongs to.
+
+    Raises:
+        ModelError: no family knows it.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
+    raise ModelError(f"no family for model type {model_type!r} of {name}; known: {known}")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One side of one module of one model: where a hook sits."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one site of one model is read and written.
+
+    Attributes:
+        read: Where its value passes.
+        write: Where an edit goes: the same gate, or the branch of a `Sum`.
+        base: The other summand of a `Sum`; None elsewhere.
+    """
+
+    read: Gate
+    write: Gate
+    base: Gate | None = None
+
+
+def places(family: Family, base_model: nn.Module, config: Any) -> dict[Site, Place]:
+    """Every site of a model, in the order of a forward pass."""
+    blocks = list(base_model.get_submodule(family.blocks).children())
+    if family.embed is None:
+        gate = Gate(blocks[0], "input")
+    else:
+        gate = Gate(base_model.get_submodule(family.embed.module), family.embed.side)
+    found = {Site(None, "embed"): Place(gate, gate)}
+    for layer, block in enumerate(blocks):
+        for kind in family.kinds(config):
+            found[Site(layer, kind)] = _place(block, family.points[kind])
+    return found
+
+
+def _place(block: nn.Module, point: Point | Sum) -> Place:
+    def gate(at: Point) -> Gate:
+        return Gate(block.get_submodule(at.module), at.side)
+
+    if isinstance(point, Point):
+        return Place(gate(point), gate(point))
+    return Place(read=gate(point.seen), write=gate(point.branch), base=gate(point.base))
+
+
+def input_width(module: nn.Module) -> int:
+    """Width of what a projection takes in: an `nn.Linear`, or transformers' `Conv1D`, whose weight is transposed."""
+    weight = module.get_parameter("weight")
+    return int(weight.shape[1] if isinstance(module, nn.Linear) else weight.shape[0])

@@ -1,0 +1,159 @@
+"""One forward pass that is read and edited at sites, by hooks that never outlive it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparsight.errors import ModelError
+from sparsight.models.families import Gate, Place
+from sparsight.models.site import Site, describe_sites
+
+Edit = Callable[[Tensor], Tensor]
+"""From a site's activations `[b, t, d]` to what stands in their place, of the same shape and dtype."""
+
+_Action = Callable[[Tensor], Tensor]
+
+
+class _PassIsOver(Exception):
+    """Raised inside a pass that has seen all it was to see. Not an error, and never reaches a caller."""
+
+
+class ForwardPass:
+    """The reads and edits of one forward pass.
+
+    At one gate, edits come before reads, and a site that is computed earlier before one that is computed later: a read
+    sees the edited value of its own site and of every earlier one.
+
+    Attributes:
+        reads: Activations of every site read, after the pass.
+    """
+
+    def __init__(
+        self,
+        places: Mapping[Site, Place],
+        reads: Sequence[Site],
+        edits: Mapping[Site, Edit],
+        *,
+        stop: bool,
+    ) -> None:
+        self.reads: dict[Site, Tensor] = {}
+        self._stop = stop
+        self._fired: dict[tuple[str, Site], int] = {("read", site): 0 for site in reads}
+        self._fired |= {("edit", site): 0 for site in edits}
+        self._bases: dict[Site, Tensor] = {}
+        self._actions: dict[Gate, list[_Action]] = {}
+        for site in sorted({*reads, *edits}):
+            place = places[site]
+            if site in edits:
+                self._add_edit(site, place, edits[site])
+            if site in reads:
+                self._actions.setdefault(place.read, []).append(self._read(site))
+
+    def _add_edit(self, site: Site, place: Place, edit: Edit) -> None:
+        if place.base is not None:
+            # Sites sort by depth, so the base is kept after all edits of what comes in, and before none.
+            self._actions.setdefault(place.base, []).append(self._keep_base(site))
+        self._actions.setdefault(place.write, []).append(self._edit(site, edit, is_sum=place.base is not None))
+
+    def _keep_base(self, site: Site) -> _Action:
+        def act(value: Tensor) -> Tensor:
+            self._bases[site] = value
+            return value
+
+        return act
+
+    def _edit(self, site: Site, edit: Edit, *, is_sum: bool) -> _Action:
+        def act(value: Tensor) -> Tensor:
+            self._count("edit", site)
+            if not is_sum:
+                return _checked(site, value, edit(value))
+            stream = value + self._bases.pop(site)
+            edited = _checked(site, stream, edit(stream))
+            return value if edited is stream else value + (edited - stream)
+
+        return act
+
+    def _read(self, site: Site) -> _Action:
+        def act(value: Tensor) -> Tensor:
+            self._count("read", site)
+            self.reads[site] = value
+            return value
+
+        return act
+
+    def _count(self, what: str, site: Site) -> None:
+        self._fired[what, site] += 1
+        if self._fired[what, site] > 1:
+            raise ModelError(
+                f"site {site} was computed twice in one pass; turn off whatever splits the batch inside the model "
+                "(chunked feed-forward, gradient checkpointing)"
+            )
+
+    def _is_complete(self) -> bool:
+        return all(self._fired.values())
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Run the model once inside this: hooks stand for as long, and are gone whatever happens.
+
+        Raises:
+            ModelError: the pass ended, and a site was never computed.
+            ValueError: an edit returned something of another shape or dtype.
+        """
+        handles = []
+        try:
+            for gate, actions in self._actions.items():
+                handles.append(self._hook(gate, actions))
+            try:
+                yield
+            except _PassIsOver:
+                return
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._bases.clear()
+        missing = sorted({site for (_, site), times in self._fired.items() if not times})
+        if missing:
+            raise ModelError(
+                f"the model ran without computing {describe_sites(missing)}; "
+                "its modules are not where its family has them, so nothing was read or edited there"
+            )
+
+    def _hook(self, gate: Gate, actions: list[_Action]) -> Any:
+        if gate.side == "input":
+
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if args:
+                    return (self._apply(actions, args[0]), *args[1:]), kwargs
+                # Some transformers releases pass everything by name; then the first is the hidden states.
+                name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+                return args, {**kwargs, name: self._apply(actions, kwargs[name])}
+
+            return gate.module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self._apply(actions, output[0]), *output[1:])
+            return self._apply(actions, output)
+
+        return gate.module.register_forward_hook(after)
+
+    def _apply(self, actions: list[_Action], value: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        for action in actions:
+            value = action(value)
+        if self._stop and self._is_complete():
+            raise _PassIsOver
+        return value
+
+
+def _checked(site: Site, before: Tensor, after: Any) -> Tensor:
+    """What an edit returned, if it can stand in the place of what it was given."""
+    if not isinstance(after, Tensor):
+        raise ValueError(f"the edit at {site} must return a tensor, got {type(after).__name__}")
+    if after.shape != before.shape or after.dtype != before.dtype or after.device != before.device:
+        wanted, got = (f"{list(t.shape)} {t.dtype} on {t.device}" for t in (before, after))
+        raise ValueError(f"the edit at {site} must return {wanted}, got {got}; keep the shape, and cast with .to(x)")
+    return after
