@@ -1,7 +1,45 @@
-"""Coders: pure functions that write activations as sparse combinations of given atoms."""
+"""Coders: pure functions that write activations as sparse combinations of given atoms; and what their codes show."""
 
 from sparsight.codes import SparseCode
+from sparsight.coding.diagnostics import (
+    OverlapComparison,
+    SmallWeightPrecision,
+    compare_span_overlap,
+    duality_gap,
+    interference_floor,
+    kkt_residual,
+    small_weight_mass,
+    small_weight_precision,
+    span_overlap,
+    threshold_code,
+    threshold_for_l0,
+    threshold_over_floor,
+)
+from sparsight.coding.fista import fista
 from sparsight.coding.gradient_pursuit import gradient_pursuit
+from sparsight.coding.matching_pursuit import matching_pursuit
+from sparsight.coding.orthogonal_matching_pursuit import orthogonal_matching_pursuit
 from sparsight.coding.refit import refit
+from sparsight.coding.scale import fit_scale
 
-__all__ = ["SparseCode", "gradient_pursuit", "refit"]
+__all__ = [
+    "OverlapComparison",
+    "SmallWeightPrecision",
+    "SparseCode",
+    "compare_span_overlap",
+    "duality_gap",
+    "fista",
+    "fit_scale",
+    "gradient_pursuit",
+    "interference_floor",
+    "kkt_residual",
+    "matching_pursuit",
+    "orthogonal_matching_pursuit",
+    "refit",
+    "small_weight_mass",
+    "small_weight_precision",
+    "span_overlap",
+    "threshold_code",
+    "threshold_for_l0",
+    "threshold_over_floor",
+]

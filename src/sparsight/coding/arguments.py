@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsight.codes import SparseCode
+
 # Atoms read from half-precision files are this far from unit norm at most.
 UNIT_NORM_TOLERANCE = 2e-3
 
@@ -33,6 +35,16 @@ def check_arrays(x: Tensor, atoms: Tensor) -> None:
         raise ValueError(f"atoms must hold at least one atom of one dimension, got {list(atoms.shape)}")
     _check_finite(x)
     _check_unit_norm(atoms)
+
+
+def check_code(x: Tensor, code: SparseCode, atoms: Tensor) -> None:
+    """Refuse a code that is not of these activations over these atoms, and whatever `check_arrays` refuses."""
+    check_arrays(x, atoms)
+    if len(code) != x.shape[0] or code.n_latents != atoms.shape[0]:
+        raise ValueError(
+            f"the code must be of these {x.shape[0]} activations over these {atoms.shape[0]} atoms, "
+            f"got {len(code)} rows over n_latents={code.n_latents}"
+        )
 
 
 def check_k(k: int, n_latents: int) -> None:

@@ -20,15 +20,15 @@ def least_squares(
     Returns:
         The minimiser, computed in float64 and returned in the dtype of `gram`.
     """
-    factor, solution = _factorised(gram, target, used)
-    # A pivot is the squared sine between an atom and the span of those before it.
-    smallest = factor.diagonal(dim1=-2, dim2=-1).amin(dim=-1) if gram.shape[-1] else factor.new_ones(gram.shape[0])
-    loose = ~(smallest.square() > _pivot_floor(gram.dtype))
-    if bool(loose.any()):
-        block = _masked(gram[loose], used[loose])
-        inverse = torch.linalg.pinv(block, rtol=_pivot_floor(gram.dtype), hermitian=True)
-        wanted = (target[loose] * used[loose]).double()
-        solution[loose] = (inverse @ wanted.unsqueeze(-1)).squeeze(-1)
+    if target.numel() == 0:
+        return torch.zeros_like(target)
+    floor = _pivot_floor(gram.dtype)
+    singular, solution = _factorised(gram, target, used, floor)
+    if bool(singular.any()):
+        block = _masked(gram[singular], used[singular])
+        inverse = torch.linalg.pinv(block, rtol=floor, hermitian=True)
+        wanted = (target[singular] * used[singular]).double()
+        solution[singular] = (inverse @ wanted.unsqueeze(-1)).squeeze(-1)
     return torch.where(used, solution, 0).to(gram.dtype)
 
 
@@ -61,12 +61,13 @@ def nonnegative_least_squares(
     problem, wanted = gram.double(), target.double()
     weights = torch.zeros_like(wanted) if start is None else torch.where(used, start, 0).double().clamp_min(0)
     free = weights > 0
+    floor = _pivot_floor(gram.dtype)
     precision = 1e-12 if gram.dtype == torch.float64 else 1e-6
     tolerance = precision * wanted.abs().amax(dim=1)
     rows = torch.arange(n_rows, device=target.device)
     # Each pass frees or fixes one coordinate per row; a finite method needs a few k of them.
     for _ in range(20 * k + 20):
-        weights[rows], free[rows], feasible = _walk(problem[rows], wanted[rows], weights[rows], free[rows])
+        weights[rows], free[rows], feasible = _walk(problem[rows], wanted[rows], weights[rows], free[rows], floor)
         gradient = wanted[rows] - (problem[rows] @ weights[rows].unsqueeze(-1)).squeeze(-1)
         gradient = gradient.masked_fill(free[rows] | ~used[rows], -torch.inf)
         steepest, coordinate = gradient.max(dim=1)
@@ -79,10 +80,14 @@ def nonnegative_least_squares(
 
 
 def _walk(
-    gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], weights: Float[Tensor, "b k"], free: Bool[Tensor, "b k"]
+    gram: Float[Tensor, "b k k"],
+    target: Float[Tensor, "b k"],
+    weights: Float[Tensor, "b k"],
+    free: Bool[Tensor, "b k"],
+    floor: float,
 ) -> tuple[Float[Tensor, "b k"], Bool[Tensor, "b k"], Bool[Tensor, " b"]]:
     """Go towards the solution on the free coordinates, as far as it stays feasible; say which rows arrived."""
-    solution = _factorised(gram, target, free)[1]
+    solution = _factorised(gram, target, free, floor)[1]
     solution = torch.where(free, solution, 0)
     blocked = free & (solution <= 0)
     feasible = ~blocked.any(dim=1)
@@ -98,15 +103,24 @@ def _walk(
 
 
 def _factorised(
-    gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], used: Bool[Tensor, "b k"]
-) -> tuple[Float[Tensor, "b k k"], Float[Tensor, "b k"]]:
-    """Cholesky factor of the used blocks (1 on the other diagonal entries) and the solution by it, in float64."""
+    gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], used: Bool[Tensor, "b k"], floor: float
+) -> tuple[Bool[Tensor, " b"], Float[Tensor, "b k"]]:
+    """Which used blocks are singular to working precision, and the solutions by Cholesky factors, in float64.
+
+    A pivot below `floor` counts as zero. The diagonal of a singular block is raised by that much, so that its solution
+    is finite and nearly the best.
+    """
     block = _masked(gram, used)
-    # The jitter keeps dependent blocks factorisable; it moves a well conditioned solution by less than its rounding.
-    block.diagonal(dim1=-2, dim2=-1).add_(_jitter(gram.dtype))
-    factor, _ = torch.linalg.cholesky_ex(block)
+    factor, failed = torch.linalg.cholesky_ex(block)
+    # A squared pivot is the squared sine between an atom and the span of those before it.
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    singular = (failed > 0) | ~(pivots > floor).all(dim=1)
+    if bool(singular.any()):
+        raised = block[singular]
+        raised.diagonal(dim1=-2, dim2=-1).add_(floor)
+        factor[singular] = torch.linalg.cholesky(raised)
     wanted = (target * used).double().unsqueeze(-1)
-    return factor, torch.cholesky_solve(wanted, factor).squeeze(-1)
+    return singular, torch.cholesky_solve(wanted, factor).squeeze(-1)
 
 
 def _masked(gram: Float[Tensor, "b k k"], used: Bool[Tensor, "b k"]) -> Float[Tensor, "b k k"]:
@@ -116,9 +130,6 @@ def _masked(gram: Float[Tensor, "b k k"], used: Bool[Tensor, "b k"]) -> Float[Te
     return block
 
 
-def _jitter(dtype: torch.dtype) -> float:
-    return 1e-14 if dtype == torch.float64 else 1e-9
-
-
 def _pivot_floor(dtype: torch.dtype) -> float:
+    """Below this a squared pivot of inner products in this precision is only rounding."""
     return 1e-11 if dtype == torch.float64 else 1e-5

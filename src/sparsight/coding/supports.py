@@ -33,12 +33,11 @@ class Supports:
         t = self.size
         products, target = search.add(self.indices[:, :t], chosen)
         # Slots that a stopped row did not fill still hold an index: no inner product may leak from there.
-        products = products * (self.used[:, :t] & alive.unsqueeze(1))
         self.indices[:, t] = chosen
         self.used[:, t] = alive
-        self.gram[:, t, :t] = products
-        self.gram[:, :t, t] = products
-        self.gram[:, t, t] = alive.to(products.dtype)
+        products = products * (self.used[:, : t + 1] & alive.unsqueeze(1))
+        self.gram[:, t, : t + 1] = products
+        self.gram[:, : t + 1, t] = products
         self.target[:, t] = target * alive
         self.size = t + 1
 

@@ -22,8 +22,8 @@ class Search(ABC):
     @abstractmethod
     def add(
         self, indices: Int64[Tensor, "b t"], chosen: Int64[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b t"], Float[Tensor, " b"]]:
-        """Inner products of the chosen atom with the `t` atoms before it, and with `x`."""
+    ) -> tuple[Float[Tensor, "b t1"], Float[Tensor, " b"]]:
+        """Inner products of the chosen atom with the `t` atoms before it and itself (so `t1 = t + 1`), and with `x`."""
 
 
 class DenseSearch(Search):
@@ -69,11 +69,11 @@ class DenseSearch(Search):
 
     def add(
         self, indices: Int64[Tensor, "b t"], chosen: Int64[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b t"], Float[Tensor, " b"]]:
+    ) -> tuple[Float[Tensor, "b t1"], Float[Tensor, " b"]]:
         t = indices.shape[1]
         atom = self.atoms[chosen]
-        products = torch.bmm(self.chosen_atoms[:, :t], atom.unsqueeze(2)).squeeze(2)
         self.chosen_atoms[:, t] = atom
+        products = torch.bmm(self.chosen_atoms[:, : t + 1], atom.unsqueeze(2)).squeeze(2)
         return products, (atom * self.x).sum(dim=1)
 
 
