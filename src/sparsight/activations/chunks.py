@@ -1,8 +1,9 @@
 """Where a stream takes rows from, a chunk at a time: memory, a store on disk, or a model reading documents."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from sparsight.models import Site
 Chunk = Mapping[str, Tensor]  # site -> rows [n, d], the same rows at every site
 
 
-class Chunks(Protocol):
+class AbstractChunks(ABC):
     """Rows of an epoch in chunks that fit into memory; rows are mixed within a chunk, so a chunk must itself be mixed.
 
     `n_rows` is the length of an epoch, None when it is not known beforehand.
@@ -27,22 +28,25 @@ class Chunks(Protocol):
 
     n_rows: int | None
 
+    @abstractmethod
     def load(self, epoch: int, index: int) -> Chunk | None:
         """A chunk, the same each time; None behind the last one of the epoch."""
 
+    @abstractmethod
     def place(self) -> dict[str, Any]:
         """What is needed to load the last chunk again without those before it, as JSON."""
 
+    @abstractmethod
     def seek(self, place: dict[str, Any]) -> None:
         """Go to where `place` was called."""
 
 
-class InMemory:
+class InMemory(AbstractChunks):
     """All rows in one chunk: the order of an epoch is a uniformly random permutation."""
 
     def __init__(self, tensors: Chunk) -> None:
         self.tensors = tensors
-        self.n_rows: int | None = len(next(iter(tensors.values())))
+        self.n_rows = len(next(iter(tensors.values())))
 
     def load(self, epoch: int, index: int) -> Chunk | None:
         return self.tensors if index == 0 else None
@@ -54,7 +58,7 @@ class InMemory:
         pass
 
 
-class OnDisk:
+class OnDisk(AbstractChunks):
     """Blocks of neighbouring rows in random order, some hundreds of them to a chunk; the next chunk is read ahead.
 
     Two buffers of one chunk are all the memory it takes, in the type of the store.
@@ -66,7 +70,7 @@ class OnDisk:
         self.seed = seed
         self.block_rows = block_rows
         self.blocks_per_chunk = max(1, buffer_rows // block_rows)
-        self.n_rows: int | None = len(store)
+        self.n_rows = len(store)
         self.n_blocks = -(-len(store) // block_rows)
         self.n_chunks = -(-self.n_blocks // self.blocks_per_chunk)
         rows = min(self.blocks_per_chunk * block_rows, len(store))
@@ -112,7 +116,7 @@ class OnDisk:
         pass
 
 
-class Live:
+class Live(AbstractChunks):
     """Rows read from a model as they are needed; neighbouring documents share a chunk, chunks follow the documents.
 
     An epoch is one pass over the documents, which must therefore give the same ones each time they are iterated.
@@ -126,7 +130,7 @@ class Live:
         self.sites = sites
         self.batch_size = batch_size
         self.buffer_rows = buffer_rows
-        self.n_rows: int | None = None
+        self.n_rows = None
         self._begin = Cursor()
         self._end = Cursor()
         self._windows: Iterator[list[Context]] | None = None

@@ -16,6 +16,7 @@ from sparsight.models import Site, Tokens
 
 _GROUP = 64  # documents tokenized together, fewer when they are long
 _GROUP_CHARACTERS = 1 << 20  # bounds the padded table of their tokens
+_WHOLE = 1 << 30  # tokens: no document is cut by the tokenizer
 
 
 @runtime_checkable
@@ -32,7 +33,6 @@ class Reads(Protocol):
     def device(self) -> torch.device: ...
     @property
     def max_context(self) -> int: ...
-    def sites(self) -> list[Site]: ...
     def width(self, site: Site) -> int: ...
     def tokenize(self, texts: Sequence[str], *, context: int | None = None) -> Tokens: ...
     def activations(self, tokens: Tokens, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "b t d"]]: ...
@@ -95,16 +95,28 @@ class Cutter:
             raise DataError("the documents differ from those read before the interruption; resume with the same text")
         skip = start.contexts
         for group in _groups(numbered):
-            tokens = self.lm.tokenize([_text(document) for _, document in group])
-            for row, (number, document) in enumerate(group):
+            tokenized = self._tokenize([_text(document) for _, document in group])
+            for (number, document), tokens in zip(group, tokenized, strict=True):
                 before, crc = crc, _crc32(_text(document), crc)
-                pieces = list(self._pieces(tokens[row : row + 1], number, document))
+                pieces = list(self._pieces(tokens, number, document)) if tokens is not None else []
                 for taken, (ids, special, document_id, labels) in enumerate(pieces[skip:], start=skip + 1):
                     last = taken == len(pieces)
                     end = (number + 1, 0, crc) if last else (number, taken, before)
                     cursor = Cursor(documents=end[0], contexts=end[1], crc32=end[2])
                     yield Context(ids, special, document_id, labels, cursor)
                 skip = 0
+
+    def _tokenize(self, texts: list[str]) -> list[Tokens | None]:
+        """Each text whole, as one row; None where a text has no token of its own."""
+        full = [text for text in texts if text.strip()]
+        if not full:
+            return [None] * len(texts)
+        try:
+            rows = self.lm.tokenize(full, context=_WHOLE)
+        except DataError:  # some text is made of what the tokenizer drops, such as control characters
+            return [self._tokenize([text])[0] for text in texts] if len(texts) > 1 else [None]
+        tokens = (rows[i : i + 1] for i in range(len(full)))
+        return [next(tokens) if text.strip() else None for text in texts]
 
     def _pieces(
         self, tokens: Tokens, number: int, document: str | HasText
@@ -114,8 +126,6 @@ class Cutter:
         counted = (~special).nonzero()[:, 0]
         document_id = _document_id(document, number)
         labels = self._labels(document, document_id, len(counted))
-        if len(counted) == 0:
-            return
         first, stop = int(counted[0]), int(counted[-1]) + 1
         before, after = ids[:first], ids[stop:]
         room = self.context - len(before) - len(after)

@@ -11,12 +11,13 @@ import torch
 
 from sparsight.activations.contexts import Cutter, Reads, windows
 from sparsight.activations.documents import HasText
-from sparsight.activations.reading import pad_id, read_window
+from sparsight.activations.reading import read_window
 from sparsight.activations.record import Settings
 from sparsight.activations.store import ActivationStore
 from sparsight.activations.writer import StoreWriter
-from sparsight.errors import DataError, ModelError
+from sparsight.errors import DataError
 from sparsight.models import Site
+from sparsight.models.tokenization import padding_id
 
 WINDOW = 4  # batches in a window: contexts of like length are batched together within it
 _SHARD_BYTES = 64 << 20  # of activations, by default
@@ -69,10 +70,10 @@ def harvest(
         DataError: there is no text, labels do not fit, or an activation is not finite or too large for `dtype`.
         StoreError: `out` holds something else, was begun under other settings, or the disk is full.
     """
-    wanted = _sites(lm, sites)
+    wanted = _sites(sites)
     settings = _settings(lm, wanted, n_tokens, context, dtype, batch_size, heldout, split_seed, shard_rows)
     remark = notify or _print_remark
-    with StoreWriter(Path(out), settings, resume=resume, pad_id=pad_id(lm)) as writer:
+    with StoreWriter(Path(out), settings, resume=resume, pad_id=padding_id(lm.tokenizer)) as writer:
         if not writer.finished:
             cutter = Cutter(lm, context, writer.label_names)
             with _bar(progress, n_tokens, writer.n_rows) as advance:
@@ -107,14 +108,10 @@ def _fill(
     return settings.n_tokens
 
 
-def _sites(lm: Reads, sites: Sequence[str | Site] | str | Site) -> list[Site]:
+def _sites(sites: Sequence[str | Site] | str | Site) -> list[Site]:
     wanted = [Site.parse(site) for site in ([sites] if isinstance(sites, str | Site) else sites)]
     if not wanted or len(set(wanted)) != len(wanted):
         raise ValueError(f"sites must be one or more, each once, got {[str(site) for site in wanted]}")
-    known = lm.sites()
-    for site in wanted:
-        if site not in known:
-            raise ModelError(f"{lm.name} has no site {site}; it has {', '.join(str(each) for each in known)}")
     return wanted
 
 

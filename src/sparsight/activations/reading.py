@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsight.activations.contexts import Context, Reads
 from sparsight.errors import DataError
 from sparsight.models import Site, Tokens
+from sparsight.models.tokenization import padding_id
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,6 @@ class Window:
     def n_rows(self) -> int:
         """Rows at each site."""
         return len(next(iter(self.activations.values())))
-
-
-def pad_id(lm: Reads) -> int:
-    """The tokenizer's padding token; 0 where it has none (padding is masked, so any token does)."""
-    token = getattr(lm.tokenizer, "pad_token_id", None)
-    return token if isinstance(token, int) else 0
 
 
 def read_window(
@@ -63,7 +58,9 @@ def read_window(
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         batch = [contexts[i] for i in chosen]
-        tokens = pad([context.ids for context in batch], [context.special for context in batch], pad_id(lm))
+        tokens = pad(
+            [context.ids for context in batch], [context.special for context in batch], padding_id(lm.tokenizer)
+        )
         counted = tokens.mask & ~tokens.special
         # Row in the window of every counted token, in the order in which a boolean mask lists them.
         target = (starts[chosen][:, None] + counted.cumsum(1) - 1)[counted]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class ActivationStore:
         """
         self.path = Path(path)
         self.record: StoreRecord = read_record(self.path)
-        self.split_name: Literal["all", "train", "heldout"] = "all"
+        self.split_name = "all"
         self._shards = [_open_shard(self.path, self.record, shard) for shard in self.record.shards]
         self._shard_start = _cumulative([shard.rows for shard in self.record.shards])
         self._shard_contexts = _cumulative([shard.contexts for shard in self.record.shards])
@@ -217,8 +217,8 @@ class ActivationStore:
                 yield at, shard, start - offset, until - offset
                 at, start = at + until - start, until
 
-    def split(self, part: Literal["train", "heldout"]) -> "ActivationStore":
-        """The documents used for training, or those held out; every document is wholly in one of the two.
+    def split(self, part: str) -> "ActivationStore":
+        """The documents used for training ("train") or those held out ("heldout"); every document is wholly in one.
 
         Raises:
             ValueError: another name.

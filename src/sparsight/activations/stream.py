@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsight.activations.chunks import Chunk, Chunks, InMemory, Live, OnDisk
+from sparsight.activations.chunks import AbstractChunks, Chunk, InMemory, Live, OnDisk
 from sparsight.activations.contexts import Cutter, Reads
 from sparsight.activations.documents import HasText
 from sparsight.activations.split import mix_seed
@@ -67,7 +67,7 @@ class ActivationStream:
         self.batch_size = batch_size
         self.seed = seed
         self.sites, self._single = _sites(source, sites)
-        self._chunks: Chunks
+        self._chunks: AbstractChunks
         if isinstance(source, Tensor):
             self._chunks = InMemory({_TENSOR: _finite(source)})
         elif isinstance(source, ActivationStore):
@@ -189,7 +189,7 @@ def _finite(tensor: Tensor) -> Tensor:
 
 def _from_store(
     store: ActivationStore, sites: list[Site], seed: int, memory: int, block_rows: int, buffer_rows: int
-) -> Chunks:
+) -> AbstractChunks:
     widths = [store.width(site) for site in sites]
     if len(store) * sum(widths) * store.dtype.itemsize > memory:
         return OnDisk(store, sites, seed, block_rows, buffer_rows)
@@ -206,7 +206,7 @@ def _widths(source: ActivationStore | Tensor | tuple[Reads, Any], sites: list[Si
     return {str(site): giver.width(site) for site in sites}
 
 
-def _mixing(chunks: Chunks, n_rows: int | None) -> str:
+def _mixing(chunks: AbstractChunks, n_rows: int | None) -> str:
     if isinstance(chunks, OnDisk):
         return (
             f"blocks of {chunks.block_rows} neighbouring rows in random order, {chunks.blocks_per_chunk} blocks "

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from sparsight.errors import DataError, ModelError
 from sparsight.models import Site, Tokens
 
 BOS, EOS, PAD = 1, 2, 0
@@ -24,20 +25,21 @@ class FakeModel:
     family = "fake"
     max_context = 512
     device = torch.device("cpu")
-    tokenizer = SimpleNamespace(pad_token_id=PAD)
+    tokenizer = SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS)
 
     def __init__(self, poison: int | None = None, value: float = float("nan")) -> None:
         self.poison = poison
         self.value = value
 
-    def sites(self) -> list[Site]:
-        return SITES
-
-    def width(self, site: Site | str) -> int:
-        return WIDTHS[Site.parse(site)]
+    def width(self, site: Site) -> int:
+        if site not in WIDTHS:
+            raise ModelError(f"fake has no site {site}; it has {', '.join(map(str, SITES))}")
+        return WIDTHS[site]
 
     def tokenize(self, texts: Sequence[str], *, context: int | None = None) -> Tokens:
-        rows = [[BOS, *(int(word) for word in text.split()), EOS] for text in texts]
+        if not all(text.split() for text in texts):
+            raise DataError("a text gives no tokens")
+        rows = [[BOS, *(int(word) for word in text.split()), EOS][:context] for text in texts]
         t = max(len(row) for row in rows)
         ids = torch.tensor([row + [PAD] * (t - len(row)) for row in rows])
         mask = torch.tensor([[True] * len(row) + [False] * (t - len(row)) for row in rows])
