@@ -13,6 +13,10 @@ from sparsight.codes import SparseCode
 from sparsight.models import Site
 
 
+# mypy takes an int where a float is asked for; the run-time checks of the tests do not.
+Number = float | int
+
+
 @dataclass(frozen=True)
 class Normalization:
     """How raw activations were shifted and scaled for training: `(x - mean) * scale`.
@@ -132,13 +136,13 @@ class AbstractDictionary(nn.Module, ABC):
         if self.normalization is not None:
             raise ValueError("a normalization is already folded into this dictionary; it takes raw activations")
         self.rescale_(1 / normalization.scale)
-        self.b_dec += normalization.mean.to(self.b_dec)
+        self.b_dec.add_(normalization.mean.to(self.b_dec))
         self.normalization = Normalization(normalization.mean.to(self.b_dec), normalization.scale)
 
     @torch.no_grad()
     def normalize_atoms_(self) -> None:
         """Set every atom back to norm 1."""
-        self.atoms /= self.atoms.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.atoms.dtype).tiny)
+        self.atoms.div_(self.atoms.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.atoms.dtype).tiny))
 
     def save(self, folder: str | Path) -> None:
         """Write `dictionary.safetensors` and `dictionary.json` into `folder`, each whole or not at all.
@@ -156,10 +160,10 @@ class AbstractDictionary(nn.Module, ABC):
 def unit_rows(n: int, d: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
     """Directions drawn uniformly from the unit sphere."""
     rows = torch.randn(n, d, generator=generator)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    return torch.nn.functional.normalize(rows, dim=1)
 
 
-def check_positive(**values: float) -> None:
+def check_positive(**values: Number) -> None:
     """Refuse the first of the named values that is not a positive, finite number."""
     for name, value in values.items():
         if not 0 < value < float("inf"):

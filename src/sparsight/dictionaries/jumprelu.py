@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
-from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, check_positive, unit_rows
+from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
 from sparsight.dictionaries.selection import block_rows
 from sparsight.dictionaries.topk import check_auxiliary
 
@@ -25,7 +26,9 @@ class JumpReLU(DictionaryConfig):
         target_l0: Mean number of active latents to reach: the loss gets `(L0 / target_l0 - 1)^2` instead.
         bandwidth: Width of the window around the threshold in which pre-activations say how the threshold should move;
             in units of normalised activations (unit total variance).
-        threshold: Threshold that every latent starts with, same units.
+        threshold: Threshold that every latent starts with, same units. Default: where `target_l0` latents (with `l0`:
+            one in 50) exceed it at the start, random atoms having pre-activations of variance `1 / d_in`.
+        threshold_rate: How much faster than other parameters the logarithm of the threshold moves.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
         k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
@@ -38,11 +41,12 @@ class JumpReLU(DictionaryConfig):
     """
 
     _: KW_ONLY
-    l0: float | None = None
-    target_l0: float | None = None
-    bandwidth: float = 0.03
-    threshold: float = 0.1
-    aux: float = 1 / 32
+    l0: Number | None = None
+    target_l0: Number | None = None
+    bandwidth: Number = 0.03
+    threshold: Number | None = None
+    threshold_rate: Number = 10.0
+    aux: Number = 1 / 32
     k_aux: int | None = None
     dead_after: int = 100_000
 
@@ -50,7 +54,9 @@ class JumpReLU(DictionaryConfig):
 
     def __post_init__(self) -> None:
         check_positive(n_latents=self.n_latents, dead_after=self.dead_after)
-        check_positive(bandwidth=self.bandwidth, threshold=self.threshold)
+        check_positive(bandwidth=self.bandwidth, threshold_rate=self.threshold_rate)
+        if self.threshold is not None:
+            check_positive(threshold=self.threshold)
         if (self.l0 is None) == (self.target_l0 is None):
             raise ValueError(
                 f"give exactly one of l0 (a weight) and target_l0 (a number of latents), "
@@ -79,6 +85,15 @@ class JumpReLU(DictionaryConfig):
         return JumpReLUDictionary(self, unit_rows(self.n_latents, d_in, generator))
 
 
+def _first_threshold(config: JumpReLU, d_in: int) -> float:
+    """The configured threshold, or the quantile of a normal distribution of variance `1 / d_in` that it stands for."""
+    if config.threshold is not None:
+        return config.threshold
+    active = 0.02 if config.target_l0 is None else config.target_l0 / config.n_latents
+    # More than a third active would put the threshold near or below 0, where a logarithm cannot start.
+    return NormalDist().inv_cdf(1 - min(active, 1 / 3)) / math.sqrt(d_in)
+
+
 class JumpReLUDictionary(AbstractDictionary):
     """`pre = (x - b_dec) W_enc + b_enc`; `z = pre` where `pre > threshold`, else 0.
 
@@ -94,7 +109,9 @@ class JumpReLUDictionary(AbstractDictionary):
         self.b_dec = nn.Parameter(atoms.new_zeros(atoms.shape[1]))
         self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))
         self.b_enc = nn.Parameter(atoms.new_zeros(atoms.shape[0]))
-        self.log_threshold = nn.Parameter(atoms.new_full((atoms.shape[0],), math.log(config.threshold)))
+        self.log_threshold = nn.Parameter(
+            atoms.new_full((atoms.shape[0],), math.log(_first_threshold(config, atoms.shape[1])))
+        )
 
     @property
     def threshold(self) -> Float[Tensor, " n_latents"]:
@@ -104,16 +121,16 @@ class JumpReLUDictionary(AbstractDictionary):
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
         threshold = self.threshold
         blocks = []
-        for rows in x.split(block_rows(self.n_latents, x.device)):
+        for rows in torch.split(x, block_rows(self.n_latents, x.device)):
             pre = torch.addmm(self.b_enc, rows - self.b_dec, self.W_enc)
             blocks.append(_code_where(pre, pre > threshold))
         return SparseCode.cat(blocks)
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> None:
-        self.b_dec *= factor
-        self.b_enc *= factor
-        self.log_threshold += math.log(factor)
+        self.b_dec.mul_(factor)
+        self.b_enc.mul_(factor)
+        self.log_threshold.add_(math.log(factor))
 
 
 def _code_where(pre: Float[Tensor, "n n_latents"], active: Bool[Tensor, "n n_latents"]) -> SparseCode:
@@ -132,13 +149,13 @@ class _Jump(torch.autograd.Function):
     """`J(z) = z H(z - theta)`, with `dJ/dz = H(z - theta)` and `dJ/dtheta = -(theta / e) K((z - theta) / e)`."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: Number) -> Tensor:
         ctx.save_for_backward(z, threshold)
         ctx.bandwidth = bandwidth
         return z * (z > threshold)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         z, threshold = ctx.saved_tensors
         (gradient,) = gradients
         near = (z - threshold).abs() < ctx.bandwidth / 2
@@ -150,13 +167,13 @@ class _Step(torch.autograd.Function):
     """`H(z - theta)`, with `dH/dz = 0` and `dH/dtheta = -(1 / e) K((z - theta) / e)`."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: Number) -> Tensor:
         ctx.save_for_backward(z, threshold)
         ctx.bandwidth = bandwidth
         return (z > threshold).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
         z, threshold = ctx.saved_tensors
         (gradient,) = gradients
         near = (z - threshold).abs() < ctx.bandwidth / 2
@@ -164,7 +181,7 @@ class _Step(torch.autograd.Function):
 
 
 def jump(
-    z: Float[Tensor, "n n_latents"], threshold: Float[Tensor, " n_latents"], bandwidth: float
+    z: Float[Tensor, "n n_latents"], threshold: Float[Tensor, " n_latents"], bandwidth: Number
 ) -> Float[Tensor, "n n_latents"]:
     """`z` where it exceeds its threshold, else 0, with a pseudo-derivative for the threshold.
 
@@ -182,7 +199,7 @@ def jump(
 
 
 def step(
-    z: Float[Tensor, "n n_latents"], threshold: Float[Tensor, " n_latents"], bandwidth: float
+    z: Float[Tensor, "n n_latents"], threshold: Float[Tensor, " n_latents"], bandwidth: Number
 ) -> Float[Tensor, "n n_latents"]:
     """1 where `z` exceeds its threshold, else 0; arguments, kernel and source as in `jump`.
 

@@ -16,7 +16,7 @@ def block_rows(n_latents: int, device: torch.device) -> int:
 
 
 def top_k(pre: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
-    """The `k` largest entries of each row and their columns, largest first; of equal positive entries the first columns.
+    """The `k` largest entries of each row, largest first, and their columns; of equal positive ones the first.
 
     `torch.topk` leaves open which of several equal entries it takes. That matters only where the k-th and the next
     largest are equal (and positive: others are silent after the rectifier), so only those rows are sorted in full.
@@ -43,6 +43,7 @@ def top_k_latents(
 ) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """`top_k` of `centred W_enc + b_enc`, never holding more than one block of it. Differentiable in the values."""
     blocks = [
-        top_k(torch.addmm(b_enc, rows, W_enc), k) for rows in centred.split(block_rows(W_enc.shape[1], centred.device))
+        top_k(torch.addmm(b_enc, rows, W_enc), k)
+        for rows in torch.split(centred, block_rows(W_enc.shape[1], centred.device))
     ]
     return torch.cat([values for values, _ in blocks]), torch.cat([columns for _, columns in blocks])

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
-from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, check_positive, unit_rows
+from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
 from sparsight.dictionaries.selection import top_k_latents
 
 
@@ -33,7 +33,7 @@ class TopK(DictionaryConfig):
 
     k: int
     _: KW_ONLY
-    aux: float = 1 / 32
+    aux: Number = 1 / 32
     k_aux: int | None = None
     dead_after: int = 100_000
 
@@ -79,11 +79,11 @@ class TopKDictionary(AbstractDictionary):
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> None:
-        self.b_dec *= factor
-        self.b_enc *= factor
+        self.b_dec.mul_(factor)
+        self.b_enc.mul_(factor)
 
 
-def check_auxiliary(aux: float, k_aux: int | None) -> None:
+def check_auxiliary(aux: Number, k_aux: int | None) -> None:
     """Refuse a weight or a size that the auxiliary loss cannot have."""
     if not 0 <= aux < float("inf"):
         raise ValueError(f"aux must be 0 (off) or a positive number, got aux={aux}")

@@ -39,7 +39,7 @@ def load_dictionary(folder: str | Path) -> AbstractDictionary:
     _refuse_what_is_no_folder(folder)
     record = _read_record(folder / RECORD_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
-    dictionary = _config(record, folder / RECORD_FILE).build(record.d_in)
+    dictionary = _config(record, folder / RECORD_FILE).build(record.d_in, torch.Generator())
     mean = _checked_mean(record, tensors, folder / WEIGHTS_FILE)
     _fill(dictionary, tensors, folder / WEIGHTS_FILE)
     try:

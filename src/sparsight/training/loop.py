@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.activations import ActivationStore, ActivationStream
 from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, Normalization
 from sparsight.errors import TrainingError
 from sparsight.formats import load_dictionary
+from sparsight.models import Site
 from sparsight.training.checkpoint import read_checkpoint, write_checkpoint
 from sparsight.training.folder import CHECKPOINT_FILE, METRICS_FILE, claim_folder, run_names, software_version
 from sparsight.training.log import MetricsLog, read_metrics
@@ -23,7 +25,7 @@ from sparsight.training.normalization import fit_normalization
 from sparsight.training.objectives import Objective
 from sparsight.training.progress import progress_bar
 from sparsight.training.settings import Training
-from sparsight.training.source import Source, Stream, open_source
+from sparsight.training.source import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class Run:
 
 
 def train(
-    source: Any,
+    source: ActivationStore | ActivationStream | Tensor,
     configs: Sequence[DictionaryConfig],
     training: Training,
     *,
     out: str | Path,
-    site: Any = None,
+    site: str | Site | None = None,
     resume: bool = False,
     device: str = "auto",
     progress: bool = False,
@@ -83,18 +85,25 @@ def train(
     plan = {
         "training": asdict(training),
         "configs": {n: {"architecture": c.architecture, **asdict(c)} for n, c in zip(names, configs, strict=True)},
-        "data": {"site": None if data.site is None else str(data.site), "model": data.model, "d_in": data.d_in},
+        "data": {
+            "site": None if data.site is None else str(data.site),
+            "model": data.model,
+            "d_in": data.d_in,
+            "n_rows": data.n_rows,
+        },
     }
     if claim_folder(out, plan, names, resume=resume):
         return [Run(load_dictionary(out / n), read_metrics(out / n / METRICS_FILE), out / n) for n in names]
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     members = [Member(n, c, data.d_in, training, place) for n, c in zip(names, configs, strict=True)]
     normalization = _run_steps(data.stream, members, training, out, place, progress)
-    return [_finish(member, normalization, data, training, out) for member in members]
+    runs = [_finish(member, normalization, data, training, out) for member in members]
+    (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return runs
 
 
 def _run_steps(
-    stream: Stream, members: list[Member], training: Training, out: Path, device: torch.device, progress: bool
+    stream: ActivationStream, members: list[Member], training: Training, out: Path, device: torch.device, progress: bool
 ) -> Normalization:
     """All steps that remain; afterwards the members hold dictionaries of normalised activations."""
     checkpoint = out / CHECKPOINT_FILE
@@ -126,7 +135,7 @@ def _run_steps(
     return normalization
 
 
-def _fit(stream: Stream, training: Training) -> Normalization:
+def _fit(stream: ActivationStream, training: Training) -> Normalization:
     """Fit on the first batches of the stream, and put it back to its start."""
     start = stream.state()
     n_batches = -(-min(training.normalization_tokens, training.n_tokens) // training.batch_size)
@@ -135,13 +144,15 @@ def _fit(stream: Stream, training: Training) -> Normalization:
     return normalization
 
 
-def _checked(x: Tensor, step: int) -> Tensor:
-    """The batch, if every value in it is finite."""
+def _checked(x: Any, step: int) -> Tensor:
+    """The batch, if it is one and every value in it is finite."""
+    if not isinstance(x, Tensor):
+        raise ValueError("a stream to train on gives bare batches of one site; open it with that site, not with a list")
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
         raise TrainingError(
-            f"activations must be finite, but row {row} of batch {step} (row {step * len(x) + row} of the stream) holds "
-            "NaN or infinity; verify the store, or harvest again in float32"
+            f"activations must be finite, but row {row} of batch {step} (row {step * len(x) + row} of the stream) "
+            "holds NaN or infinity; verify the store, or harvest again in float32"
         )
     return x
 
@@ -160,14 +171,16 @@ def _line(step: int, tokens: int, member: Member, objective: Objective, lr: floa
     }
 
 
-def _checkpoint(path: Path, step: int, normalization: Normalization, stream: Stream, members: list[Member]) -> None:
+def _checkpoint(
+    path: Path, step: int, normalization: Normalization, stream: ActivationStream, members: list[Member]
+) -> None:
     tensors = {"normalization.mean": normalization.mean}
     for member in members:
         tensors |= member.tensors()
     write_checkpoint(path, tensors, {"step": step, "scale": normalization.scale, "stream": stream.state()})
 
 
-def _restore(path: Path, stream: Stream, members: list[Member]) -> tuple[int, Normalization]:
+def _restore(path: Path, stream: ActivationStream, members: list[Member]) -> tuple[int, Normalization]:
     tensors, state = read_checkpoint(path)
     stream.restore(state["stream"])
     for member in members:

@@ -28,7 +28,7 @@ class Member:
         self.dictionary: AbstractDictionary = config.build(d_in, generator).to(device)
         # Adam's floor must stay below the root mean square gradient of rare latents, about 1e-7 at unit variance.
         self.optimizer = torch.optim.Adam(
-            self.dictionary.parameters(), lr=training.lr, betas=training.betas, eps=1e-10, fused=True
+            _parameter_groups(self.dictionary), lr=training.lr, betas=training.betas, eps=1e-10, fused=True
         )
         self.clip = training.clip
         # Tokens since each latent was last active.
@@ -36,7 +36,8 @@ class Member:
 
     @property
     def dead(self) -> Bool[Tensor, " n_latents"]:
-        return self.silent >= self.config.dead_after
+        after: int = self.config.dead_after
+        return self.silent >= after
 
     def step(self, x: Float[Tensor, "b d_in"], lr: float, sparsity: float) -> Objective:
         """One step of Adam along the sphere: atoms keep their norm.
@@ -58,7 +59,7 @@ class Member:
                 f"lower lr={lr:g}, lengthen the warmup or set clip, and resume from the last checkpoint"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self.optimizer.step()
         self.dictionary.normalize_atoms_()
         self.silent += len(x)
@@ -91,3 +92,13 @@ class Member:
             prefix = f"{self.name}/{name}/"
             held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in held.items()}
+
+
+def _parameter_groups(dictionary: AbstractDictionary) -> list[dict[str, Any]]:
+    """Thresholds move at their own rate, all else at the common one."""
+    named = dict(dictionary.named_parameters())
+    slow = [p for name, p in named.items() if name != "log_threshold"]
+    groups: list[dict[str, Any]] = [{"params": slow, "rate": 1.0}]
+    if "log_threshold" in named:
+        groups.append({"params": [named["log_threshold"]], "rate": dictionary.config.threshold_rate})
+    return groups

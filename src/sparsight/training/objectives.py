@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparsight.dictionaries import AbstractDictionary, JumpReLUDictionary, TopKDictionary
+from sparsight.dictionaries import AbstractDictionary, JumpReLU, JumpReLUDictionary, TopKDictionary
 from sparsight.dictionaries.jumprelu import jump, step
 from sparsight.training.sparse_step import sparse_top_k
 
@@ -69,8 +69,7 @@ def jumprelu_objective(
     active = step(pre, threshold, config.bandwidth)
     x_hat = values.to(x.dtype) @ dictionary.atoms + dictionary.b_dec
     l0 = active.sum(dim=1).mean()
-    penalty = config.l0 * l0 if config.target_l0 is None else (l0 / config.target_l0 - 1).square()
-    terms = {"reconstruction": _squared_error(x, x_hat), "sparsity": sparsity * penalty}
+    terms = {"reconstruction": _squared_error(x, x_hat), "sparsity": sparsity * _penalty(config, l0)}
     if config.aux > 0 and bool(dead.any()):
         terms["auxiliary"] = config.aux * _revival(dictionary, x, x - x_hat, dead, config.k_aux)
     return _objective(terms, l0.detach(), active.detach().any(dim=0))
@@ -88,6 +87,14 @@ def _objective(terms: dict[str, Tensor], l0: Tensor, fired: Tensor) -> Objective
     return Objective(loss, {name: term.detach() for name, term in terms.items()}, l0, fired)
 
 
+def _penalty(config: JumpReLU, l0: Tensor) -> Tensor:
+    """Linear in L0 with a given weight, or quadratic about a target: at most 1 while L0 is below it."""
+    if config.target_l0 is not None:
+        return (l0 / config.target_l0 - 1).square()
+    assert config.l0 is not None
+    return config.l0 * l0
+
+
 def _squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat).square().sum(dim=1).mean()
 
@@ -101,7 +108,7 @@ def _revival(
 ) -> Tensor:
     """Fraction of the residual's variance that dead latents leave unexplained.
 
-    In each token the `k_aux` dead latents of largest pre-activation reconstruct the residual, without offset. The values
+    In each token the `k_aux` dead latents of largest pre-activation reconstruct the residual, without offset. Values
     are *not* rectified: a latent whose pre-activation is negative everywhere would never hear from the loss. Residual
     and offset are constants here: reviving the dead does not bend the living.
 

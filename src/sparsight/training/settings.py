@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sparsight.dictionaries.base import check_positive
+from sparsight.dictionaries.base import Number, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class Training:
 
     n_tokens: int
     batch_size: int = 2048
-    lr: float = 1e-3
-    warmup: float = 0.05
-    decay: float = 0.2
-    sparsity_warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float | None = 1.0
+    lr: Number = 1e-3
+    warmup: Number = 0.05
+    decay: Number = 0.2
+    sparsity_warmup: Number = 0.1
+    betas: tuple[Number, Number] = (0.9, 0.999)
+    clip: Number | None = 1.0
     seed: int = 0
     normalization_tokens: int = 65_536
     log_every: int = 50

@@ -32,7 +32,7 @@ class _SparseTopK(torch.autograd.Function):
         return embedding_bag(indices, atoms, per_sample_weights=values, mode="sum") + b_dec, values, indices
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         centred, W_enc, atoms, values, indices = ctx.saved_tensors
         g = gradients[0].contiguous()
         to_values = _dots(g, atoms, indices)
