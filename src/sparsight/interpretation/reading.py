@@ -25,6 +25,7 @@ class StoredActivations(Protocol):
     def tokens(self, rows: slice | Tensor) -> "TokensOfRows": ...
 
 
+@runtime_checkable
 class TokensOfRows(Protocol):
     """Where rows come from: token, document and place in the document of each."""
 

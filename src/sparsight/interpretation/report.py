@@ -48,7 +48,7 @@ def render(page: ReportPage) -> str:
         raise ValueError(f"dictionaries need names that differ in letters or digits, got {slugs}")
     script = _own("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _template().render(
+    html: str = _template().render(
         page=page,
         css=_own("report.css"),
         js=script,
@@ -59,6 +59,7 @@ def render(page: ReportPage) -> str:
         latents_intro=_latents_intro(page.dictionaries),
         spaced=_needs_spaces(page.dictionaries),
     )
+    return html
 
 
 def slug(name: str) -> str:
