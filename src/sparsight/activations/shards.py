@@ -5,6 +5,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -26,7 +27,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_PIECE = 4 << 20  # bytes summed and then written: small enough to be in the cache for both
+_PIECE = 4 << 20  # bytes read at a time when a file is summed
 _HEADER_LIMIT = 16 << 20  # bytes; ours take a few kilobytes
 
 
@@ -51,14 +52,17 @@ def write_shard(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> tuple[in
         header[name] = {"dtype": _NAMES[pieces[0].dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    views = [
+        memoryview(len(text).to_bytes(8, "little") + text),
+        *(_bytes(piece) for name in order for piece in tensors[name]),
+    ]
     temporary = path.with_name(path.name + ".tmp")
-    crc = 0
-    with disk_errors(path):
+    with disk_errors(path), ThreadPoolExecutor(max_workers=1) as beside:
         try:
+            crc = beside.submit(_crc32, views)  # takes as long as the disk does, so it runs beside it
             with temporary.open("wb") as file:
-                for chunk in _chunks(len(text).to_bytes(8, "little") + text, (tensors[name] for name in order)):
-                    crc = zlib.crc32(chunk, crc)
-                    file.write(chunk)
+                for view in views:
+                    file.write(view)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -66,16 +70,18 @@ def write_shard(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> tuple[in
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    return 8 + len(text) + end, crc
+        return 8 + len(text) + end, crc.result()
 
 
-def _chunks(head: bytes, tensors: Iterator[Sequence[Tensor]]) -> Iterator[memoryview]:
-    yield memoryview(head)
-    for pieces in tensors:
-        for piece in pieces:
-            data = memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy())
-            for begin in range(0, len(data), _PIECE):
-                yield data[begin : begin + _PIECE]
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _crc32(views: Sequence[memoryview]) -> int:
+    crc = 0
+    for view in views:
+        crc = zlib.crc32(view, crc)
+    return crc
 
 
 @contextmanager
