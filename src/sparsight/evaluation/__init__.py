@@ -1,24 +1,38 @@
 """Measurements of a dictionary: one metric per file, pure and streaming, and functions that compose them."""
 
-from sparsight.evaluation import metrics
+from sparsight.evaluation import features, metrics
+from sparsight.evaluation.arms import ARMS
 from sparsight.evaluation.bootstrap import DocumentSums, Interval, bootstrap, paired_difference
 from sparsight.evaluation.classification import Detection, SparseColumns
+from sparsight.evaluation.compare import ArmRecord, Comparison, Difference, compare_coders
 from sparsight.evaluation.cosine import Cosine
 from sparsight.evaluation.density import Density, DensityHistogram
+from sparsight.evaluation.evaluate import evaluate
+from sparsight.evaluation.features import FeatureRow, FeatureTable, best_latents
 from sparsight.evaluation.fvu import Fvu, FvuTokenMean, FvuUncentred
 from sparsight.evaluation.l0 import L0
 from sparsight.evaluation.loss import LossAdded
+from sparsight.evaluation.record import Estimate, Evaluation
 from sparsight.evaluation.recovery import CodeRecovery, Recovery, recovery
 from sparsight.evaluation.shrinkage import Shrinkage, ShrinkageSums, shrinkage
+from sparsight.evaluation.splice import loss_added
 
 __all__ = [
+    "ARMS",
     "L0",
+    "ArmRecord",
     "CodeRecovery",
+    "Comparison",
     "Cosine",
     "Density",
     "DensityHistogram",
     "Detection",
+    "Difference",
     "DocumentSums",
+    "Estimate",
+    "Evaluation",
+    "FeatureRow",
+    "FeatureTable",
     "Fvu",
     "FvuTokenMean",
     "FvuUncentred",
@@ -28,7 +42,12 @@ __all__ = [
     "Shrinkage",
     "ShrinkageSums",
     "SparseColumns",
+    "best_latents",
     "bootstrap",
+    "compare_coders",
+    "evaluate",
+    "features",
+    "loss_added",
     "metrics",
     "paired_difference",
     "recovery",

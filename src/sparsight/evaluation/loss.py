@@ -103,7 +103,7 @@ class LossAdded:
 def next_token_loss(logits: Float[Tensor, "b t vocab"], ids: Int64[Tensor, "b t"]) -> Float[Tensor, "b t-1"]:
     """Cross-entropy in nats of each token given those before it; column `i` is the loss of token `i + 1`."""
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+        _precise(logits[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
     ).view(ids.shape[0], ids.shape[1] - 1)
 
 
@@ -112,5 +112,10 @@ def next_token_kl(logits: Float[Tensor, "b t vocab"], other: Float[Tensor, "b t 
 
     Logits are log-softmaxed before they are subtracted, so that no probability underflows: finite for finite logits.
     """
-    log_p, log_q = (values[:, :-1].float().log_softmax(dim=-1) for values in (logits, other))
+    log_p, log_q = (_precise(values[:, :-1]).log_softmax(dim=-1) for values in (logits, other))
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """Half-precision logits in float32; others as they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()

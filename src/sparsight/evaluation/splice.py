@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from sparsight.errors import ModelError
+from sparsight.errors import ModelError, UndefinedMetric
+from sparsight.evaluation.bootstrap import DocumentSums
 from sparsight.evaluation.loss import LossAdded, next_token_kl, next_token_loss
-from sparsight.models import LanguageModel, Site, Tokens
+from sparsight.evaluation.reading import Predicts, StoredActivations, reported
+from sparsight.models import Site, Tokens
 
 Replacement = Callable[[Tensor], Tensor]
 """From activations `[m, d]` to what stands in their place, the same shape."""
@@ -30,7 +32,7 @@ def replace_counted(replacement: Replacement, counted: Bool[Tensor, "b t"]) -> C
 
 
 def replaced_losses(
-    lm: LanguageModel, tokens: Tokens, site: Site, replacements: Mapping[str, Replacement]
+    lm: Predicts, tokens: Tokens, site: Site, replacements: Mapping[str, Replacement]
 ) -> dict[str, Float64[Tensor, "m 2"]]:
     """Loss and divergence from the clean model, for each replacement, at every prediction of a counted token.
 
@@ -67,8 +69,56 @@ def ablations(mean: Float[Tensor, " d"]) -> dict[str, Replacement]:
     return {"zero": torch.zeros_like, "mean": lambda x: mean.to(x).expand_as(x)}
 
 
+def measure_losses(
+    lm: Predicts,
+    store: StoredActivations,
+    site: Site,
+    replacements: Mapping[str, Replacement],
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> tuple[DocumentSums, dict[str, int]]:
+    """Losses over the contexts of a store, summed within each document.
+
+    Args:
+        lm: A model with a next-token loss.
+        store: Contexts; padding and special tokens are neither replaced nor predicted.
+        site: Where to replace.
+        replacements: Functions of the activations at counted tokens, by name.
+        limit: About how many tokens to use, in contexts spread evenly; all when None.
+        batch_size: Contexts in one forward pass.
+        progress: Show a bar on stderr.
+    Returns:
+        Sums of each document, and the column of each name (and of `"clean"`): column 0 holds the predicted tokens, a
+        name's column its loss, and the one after it its `KL(clean || replaced)`.
+    Raises:
+        ModelError: the model has no next-token loss.
+        UndefinedMetric: no counted token is predicted from another.
+    """
+    names = ["clean", *replacements]
+    columns = {name: 1 + 2 * i for i, name in enumerate(names)}
+    documents = DocumentSums(1 + 2 * len(names))
+    share = 1.0 if limit is None else min(1.0, limit / len(store))
+    due = 1.0 - share  # so that the first batch is taken
+    with reported("predicting", len(store), shown=progress) as advance:
+        for batch in store.context_batches(batch_size):
+            counted = batch.tokens.counted
+            due += share
+            if due >= 1 - 1e-9:
+                due -= 1
+                found = replaced_losses(lm, batch.tokens, site, replacements)
+                ids = batch.document_ids[:, None].expand(counted[:, 1:].shape)[counted[:, 1:]]
+                terms = torch.cat([found[name].cpu() for name in names], dim=1)
+                documents.add(ids, torch.cat([torch.ones(len(terms), 1, dtype=torch.float64), terms], dim=1))
+            advance(int(counted.sum()))
+    if len(documents) == 0:
+        raise UndefinedMetric("loss is undefined: no stored token is predicted from another; use longer contexts")
+    return documents, columns
+
+
 def loss_added(
-    lm: LanguageModel, tokens: Tokens, site: Site, reconstruct: Replacement, mean: Float[Tensor, " d"]
+    lm: Predicts, tokens: Tokens, site: Site, reconstruct: Replacement, mean: Float[Tensor, " d"]
 ) -> LossAdded:
     """The losses of one batch of contexts, summed.
 

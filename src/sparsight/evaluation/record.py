@@ -1,0 +1,186 @@
+"""What an evaluation leaves behind: numbers with their intervals, definitions and tokens, as JSON and as a table."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from sparsight.errors import UndefinedMetric
+from sparsight.evaluation.bootstrap import DocumentSums, Interval, Statistic, bootstrap
+from sparsight.evaluation.shrinkage import Shrinkage
+
+TOKEN_POLICY = (
+    "every stored token: padding and special tokens (such as BOS) are left out; tokens of outlying norm are in, and "
+    "the FVU without them stands beside the headline"
+)
+
+CONVENTIONS = {
+    "l0": "number of latents with a value other than 0, per token",
+    "fvu": "sum |x - x_hat|^2 / sum |x - mean|^2 over all tokens and coordinates; mean over the same tokens",
+    "fvu_uncentred": "sum |x - x_hat|^2 / sum |x|^2",
+    "fvu_token_mean": "mean over tokens of |x - x_hat|^2 / |x - mean|^2",
+    "fvu_without_outliers": "fvu over the tokens whose norm is at most 10 times the median norm",
+    "cosine": "mean over tokens of the cosine of x and x_hat, about the origin; a zero x_hat counts as 0",
+    "cosine_centred": "the same about the mean of x",
+    "density": "share of tokens on which a latent is not 0; dead: on none of n_tokens; dense: on more than 0.1",
+    "shrinkage": "a = E|x|^2, h = E|x_hat|^2, c = E<x, x_hat>; rho = c / sqrt(ah), nu = sqrt(h/a), r = h/c",
+    "shrinkage_centred": "the same for x - b_dec and x_hat - b_dec",
+    "loss": "next-token cross-entropy in nats, mean over predicted counted tokens; splice and ablations replace the "
+    "same positions; the mean is that of the evaluated tokens",
+    "interval": "percentile bootstrap over documents",
+}
+
+
+class Record(BaseModel):
+    """Base of what is written to disk: nothing unknown is accepted, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(Record):
+    """A value, with its interval over documents where there is one (there is none for a single document).
+
+    Attributes:
+        value: Of all tokens.
+        low: Lower end of the interval.
+        high: Upper end.
+        standard_error: Standard deviation over resamples of the documents.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    standard_error: float | None = None
+
+    def __str__(self) -> str:
+        ends = "" if self.low is None else f"  [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{ends}"
+
+
+def of_interval(interval: Interval) -> Estimate:
+    """The estimate an interval stands for."""
+    return Estimate(value=interval.value, low=interval.low, high=interval.high, standard_error=interval.standard_error)
+
+
+def estimate(
+    sums: DocumentSums | Tensor, statistic: Statistic, *, n_resamples: int, level: float, seed: int
+) -> Estimate:
+    """A statistic of all documents, with an interval wherever one exists."""
+    rows = sums.sums if isinstance(sums, DocumentSums) else sums
+    value = float(statistic(rows.sum(dim=0)))
+    try:
+        return of_interval(bootstrap(rows, statistic, n_resamples=n_resamples, level=level, seed=seed))
+    except UndefinedMetric:
+        return Estimate(value=value)
+
+
+class DictionaryRecord(Record):
+    """Which dictionary was measured."""
+
+    architecture: str
+    n_latents: int
+    d_in: int
+    site: str | None
+    model: str | None
+
+
+class L0Record(Record):
+    """Latents in use per token."""
+
+    mean: Estimate
+    median: int
+    p5: int
+    p95: int
+    p99: int
+
+
+class DensityRecord(Record):
+    """How often latents are in use, judged on `n_tokens`.
+
+    Attributes:
+        n_tokens: Tokens it was judged on; a latent never seen in them is "dead", of density up to `dead_bound`.
+        dead_fraction: Share of latents never seen.
+        dead_bound: `3 / n_tokens`.
+        dense_fraction: Share of latents in use on more than a tenth of the tokens.
+        histogram_edges: Edges in `log10` of density.
+        histogram_counts: Live latents in each bin.
+    """
+
+    n_tokens: int
+    dead_fraction: float
+    dead_bound: float
+    dense_fraction: float
+    histogram_edges: list[float]
+    histogram_counts: list[int]
+
+
+class LossRecord(Record):
+    """Next-token losses, in nats per token, over `n_tokens` predicted tokens of `n_documents`.
+
+    Attributes:
+        clean: Loss of the untouched model.
+        added: Loss added by splicing the reconstruction in.
+        added_by_zero: Loss added by zero ablation of the same positions.
+        added_by_mean: Loss added by mean ablation of the same positions.
+        fraction_of_zero: `added / added_by_zero`; None when zero ablation adds no loss.
+        fraction_of_mean: `added / added_by_mean`; None when mean ablation adds no loss.
+        kl: `KL(clean || spliced)`.
+    """
+
+    n_tokens: int
+    n_documents: int
+    clean: float
+    added: Estimate
+    added_by_zero: Estimate
+    added_by_mean: Estimate
+    fraction_of_zero: Estimate | None
+    fraction_of_mean: Estimate | None
+    kl: Estimate
+
+
+class Evaluation(Record):
+    """All measurements of one dictionary on one part of a store, with what is needed to read them.
+
+    Definitions and ranges are in `conventions` and in docs/evaluation.md.
+    """
+
+    schema_version: Literal[1] = 1
+    sparsight_version: str
+    dictionary: DictionaryRecord
+    site: str
+    model: str
+    split: str
+    coder: str
+    k: int | None
+    n_tokens: int
+    n_documents: int
+    token_policy: str = TOKEN_POLICY
+    conventions: dict[str, str] = CONVENTIONS
+    level: float
+    n_resamples: int
+    seed: int
+    l0: L0Record
+    fvu: Estimate
+    fvu_uncentred: Estimate
+    fvu_token_mean: Estimate | None
+    n_outliers: int
+    fvu_without_outliers: Estimate | None
+    cosine: Estimate
+    cosine_centred: Estimate
+    density: DensityRecord
+    shrinkage: Shrinkage | None
+    shrinkage_centred: Shrinkage | None
+    loss: LossRecord | None
+    no_loss_because: str | None
+    notes: list[str]
+    seconds: float
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return self.model_dump_json(indent=2)
+
+    def to_table(self) -> str:
+        """A table for people."""
+        from sparsight.evaluation.tables import evaluation_table
+
+        return evaluation_table(self)
