@@ -1,7 +1,7 @@
 """Writing on from a prompt, with or without edits."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -9,11 +9,8 @@ from torch import Tensor
 
 from sparsight.models.tokens import Tokens
 
-
-class NextLogits(Protocol):
-    """Logits of the token after each sequence, step by step."""
-
-    def __call__(self, tokens: Tokens) -> Float[Tensor, "b vocabulary"]: ...
+NextLogits = Callable[[Tokens], Tensor]
+"""From all sequences so far to the logits `[b, vocabulary]` of the token after each."""
 
 
 def generate(

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsight.errors import ModelError
 from sparsight.models.families import family_of, input_width, places
@@ -30,14 +30,14 @@ class LanguageModel:
         tokenizer: Its Hugging Face tokenizer.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         """Wrap a model that is already in memory; `load_model` finds, loads and freezes one.
 
         Raises:
             ModelError: its family is unknown, or it is a causal family without its head.
         """
         self.name = name
-        self.model: Any = model.eval()
+        self.model = model.eval()
         self.tokenizer = tokenizer
         config = self.model.config
         self._family = family_of(config.model_type, name)

@@ -1,5 +1,6 @@
 """From a name to a `LanguageModel`."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,12 +102,24 @@ def _read_config(source: str, name: str) -> str:
 
 
 def _read_tokenizer(source: str, name: str) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # For some model types transformers 5 puts a class of its own in the place of a plain tokenizer.json (seen: qwen2),
+    # and with it other words. A folder that declares the plain class gets it.
+    plain = _declared_tokenizer(Path(source)) in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    loader = PreTrainedTokenizerFast if plain else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return loader.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a damaged tokenizer.json
         raise _refused(name, "its tokenizer", error) from error
+
+
+def _declared_tokenizer(folder: Path) -> Any:
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or damaged: transformers says which
+        return None
+    return settings.get("tokenizer_class") if isinstance(settings, dict) else None
 
 
 def _read_weights(source: str, name: str, family: Family, dtype: torch.dtype) -> Any:

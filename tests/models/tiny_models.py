@@ -1,0 +1,120 @@
+"""Tiny models of every family, with random weights and a word-level tokenizer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+N_WORDS = 60
+N_VOCABULARY = N_WORDS + 4
+PAD, BOS, EOS, UNK = range(4)
+
+_SHAPE = {
+    "vocab_size": N_VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+_GROUPED = {**_SHAPE, "num_key_value_heads": 2, "head_dim": 6}  # 4 heads of 6: attn_z is wider than the stream
+
+# Name of a tiny model: family, name of its config in transformers, settings.
+TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": (
+        "gpt2",
+        "GPT2Config",
+        {"vocab_size": N_VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 24, "n_positions": 32}
+        | {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS},
+    ),
+    "gpt_neox": ("gpt_neox", "GPTNeoXConfig", {**_SHAPE, "use_parallel_residual": True}),
+    "gpt_neox_sequential": ("gpt_neox", "GPTNeoXConfig", {**_SHAPE, "use_parallel_residual": False}),
+    "llama": ("llama", "LlamaConfig", _GROUPED),
+    "mistral": ("llama", "MistralConfig", {**_GROUPED, "sliding_window": 4}),
+    "qwen2": ("llama", "Qwen2Config", {**_SHAPE, "num_key_value_heads": 2}),
+    "qwen3": ("llama", "Qwen3Config", _GROUPED),
+    "gemma": ("llama", "GemmaConfig", _GROUPED),
+    "gemma2": (
+        "gemma2",
+        "Gemma2Config",
+        {**_GROUPED, "sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+        | {"query_pre_attn_scalar": 6},
+    ),
+    "gemma3_text": ("gemma2", "Gemma3TextConfig", {**_GROUPED, "sliding_window": 4, "query_pre_attn_scalar": 6}),
+    "bert": ("bert", "BertConfig", {k: v for k, v in _SHAPE.items() if k not in ("bos_token_id", "eos_token_id")}),
+}
+CAUSAL = [name for name, (family, _, _) in TINY.items() if family != "bert"]
+
+
+def build_tokenizer(*, ends: bool, pads: bool = True) -> Any:
+    """Words w0 ... w59; BOS before a text, EOS after it if asked for."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(N_WORDS))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>" if ends else "<bos> $A", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=32,
+        **({"pad_token": "<pad>"} if pads else {}),
+    )
+
+
+def save_tiny(name: str, folder: Path) -> Path:
+    """Write a tiny model where `load_model` finds it. No weight is at a value that would hide a mistake."""
+    import transformers
+
+    family, config_name, settings = TINY[name]
+    config = getattr(transformers, config_name)(**settings)
+    loader = transformers.AutoModel if family == "bert" else transformers.AutoModelForCausalLM
+    model = loader.from_config(config)
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    for parameter_name, parameter in model.named_parameters():
+        noise = 0.3 * torch.randn(parameter.shape, generator=generator)
+        is_norm = "norm" in parameter_name.lower() or ".ln_" in parameter_name
+        parameter.data = noise + 1 if is_norm and parameter_name.endswith("weight") else noise
+    model.save_pretrained(folder)
+    build_tokenizer(ends=family == "bert").save_pretrained(folder)
+    return folder
+
+
+def texts(n: int, *, seed: int, shortest: int = 1, longest: int = 10) -> list[str]:
+    """Random texts of random lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (n,), generator=generator).tolist()
+    return [
+        " ".join(f"w{i}" for i in torch.randint(N_WORDS, (length,), generator=generator).tolist()) for length in lengths
+    ]
+
+
+def count_hooks(model: torch.nn.Module) -> int:
+    """Forward hooks and pre-hooks on all modules."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class KeepFloat64(TorchFunctionMode):
+    """Norms and softmaxes that transformers casts to float32 stay in float64, so that differences can be taken."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        double = len(args) > 0 and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
+        if double and (func is torch.Tensor.float or (func is torch.Tensor.to and torch.float32 in args[1:])):
+            return args[0]
+        if double and kwargs.get("dtype") == torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
