@@ -152,13 +152,14 @@ def test_cut_text_is_marked_on_the_side_where_it_was_cut():
     [
         (0, "0"),
         (0.08312, "0.0831"),
-        (16, "16.0"),
+        (16.0, "16.0"),
+        (16, "16"),
         (99.96, "100"),
         (999.4, "999"),
         (1024, "1,024"),
         (-3.14159, "−3.14"),
         (2.1e-5, "2.1·10⁻⁵"),
-        (1, "1.00"),
+        (1.0, "1.00"),
     ],
 )
 def test_numbers_have_three_significant_digits(value, text):

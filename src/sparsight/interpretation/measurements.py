@@ -45,7 +45,9 @@ def _estimate(measured: object, factor: float = 1.0) -> Estimate | None:
     """An estimate of the evaluation in the unit of the page; a bare number has no interval."""
     if measured is None:
         return None
-    if isinstance(measured, int | float):
+    if isinstance(measured, int):
+        return Estimate(measured)
+    if isinstance(measured, float):
         return Estimate(measured * factor)
     value, low, high = (getattr(measured, end) for end in ("value", "low", "high"))
     if low is None or high is None:
@@ -96,21 +98,23 @@ _ROWS: list[tuple[str, str, str, bool, Reader]] = [
     ),
     (
         "Loss added, in nats",
-        "The same without dividing: nats per predicted token.",
+        "Next-token loss with the reconstruction in place of the activation, minus the clean loss; per "
+        "predicted token.",
         "nats",
         False,
         _loss("added"),
     ),
     (
         "Loss added by the mean",
-        "What the share above is a share of: every activation replaced by the mean one.",
+        "The same with every activation replaced by the mean one.",
         "nats",
         False,
         _loss("added_by_mean"),
     ),
     (
         "Loss added by zero",
-        "Every activation replaced by zero. At a residual stream this breaks the model, so shares of it flatter.",
+        "The same with every activation replaced by zero. At a residual stream this breaks the model, so "
+        "shares of it flatter.",
         "nats",
         False,
         _loss("added_by_zero"),
@@ -129,6 +133,27 @@ _ROWS: list[tuple[str, str, str, bool, Reader]] = [
         "nats",
         False,
         _loss("kl"),
+    ),
+    (
+        "L0, median",
+        "Half of the tokens have at most so many.",
+        "",
+        False,
+        lambda e: _estimate(e.l0.median),
+    ),
+    (
+        "L0, 99th percentile",
+        "One token in a hundred has more latents than this.",
+        "",
+        False,
+        lambda e: _estimate(e.l0.p99),
+    ),
+    (
+        "Dense latents",
+        "Active in more than a tenth of the tokens.",
+        "%",
+        False,
+        lambda e: _estimate(e.density.dense_fraction, 100.0),
     ),
     (
         "FVU, tokens alike",
@@ -172,26 +197,5 @@ _ROWS: list[tuple[str, str, str, bool, Reader]] = [
         "",
         False,
         _shrinkage("nu"),
-    ),
-    (
-        "L0, median",
-        "Latents that are not 0 in the middle token; the 99th percentile follows.",
-        "",
-        False,
-        lambda e: _estimate(e.l0.median),
-    ),
-    (
-        "L0, 99th percentile",
-        "One token in a hundred has more latents than this.",
-        "",
-        False,
-        lambda e: _estimate(e.l0.p99),
-    ),
-    (
-        "Dense latents",
-        "Active in more than a tenth of the tokens.",
-        "%",
-        False,
-        lambda e: _estimate(e.density.dense_fraction, 100.0),
     ),
 ]

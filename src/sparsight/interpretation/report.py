@@ -16,6 +16,7 @@ from sparsight.interpretation.examples import Example
 from sparsight.interpretation.figures import bar_strip
 from sparsight.interpretation.page import DictionaryPage, FeatureMatch, ReportPage
 
+CHIP_FROM = 0.9  # a weaker match stays in the table of features and is no heading for a latent
 GROUPS = {"best": "Most energy", "random": "Random", "label": "Best for a label"}
 
 
@@ -54,6 +55,7 @@ def render(page: ReportPage) -> str:
         js=script,
         script_hash=f"sha256-{digest}",
         shown={d.name: {summary.latent for summary in d.latents} for d in page.dictionaries},
+        chip_from=CHIP_FROM,
         feature_rows=_feature_rows(page.dictionaries),
         group_titles=_groups_present(page.dictionaries),
         latents_intro=_latents_intro(page.dictionaries),
@@ -68,9 +70,9 @@ def slug(name: str) -> str:
 
 
 def number(value: float | int) -> str:
-    """Three significant digits, never in the notation of programs: 0.083, 16.0, 1,024, 2.1·10⁻⁵."""
-    if value == 0:
-        return "0"
+    """Three significant digits, or all of a whole number, not in the notation of programs: 0.083, 1,024, 2.1·10⁻⁵."""
+    if isinstance(value, int) or value == 0:
+        return f"{value:,.0f}".replace("-", "−")
     if abs(value) >= 999.5:
         return f"{value:,.0f}".replace("-", "−")
     exponent = math.floor(math.log10(abs(float(f"{value:.2e}"))))
