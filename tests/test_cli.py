@@ -48,8 +48,8 @@ def test_evaluate_prints_one_json_object_with_the_headline_numbers(folder, dicti
 def test_compare_orders_pursuit_below_refit_below_encoder(folder, dictionary, capsys):
     arguments = ("compare", dictionary, "--activations", folder / "store", "--k", 4, "--no-model", "--json", "--quiet")
     assert run(*arguments) == 0
-    rows = {row["arm"]: row["fvu"]["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
-    assert rows["gradient_pursuit"] < rows["encoder_refit"] < rows["encoder_topk"]
+    fvu = {arm["arm"]: arm["fvu"]["value"] for arm in json.loads(capsys.readouterr().out)["arms"]}
+    assert fvu["pursuit"] < fvu["refit"] < fvu["encoder"]
 
 
 def test_help_of_every_command_shows_an_example(capsys):
@@ -85,7 +85,17 @@ def test_a_missing_model_folder_is_named(capsys, tmp_path):
 
 
 def test_an_unknown_site_lists_the_known_ones(capsys, tmp_path):
-    arguments = ("harvest", "--dataset", "organism", "--site", "99.resid_post", "--tokens", 500, "--out", tmp_path / "s")
+    arguments = (
+        "harvest",
+        "--dataset",
+        "organism",
+        "--site",
+        "99.resid_post",
+        "--tokens",
+        500,
+        "--out",
+        tmp_path / "s",
+    )
     code, line = refusal(capsys, *arguments)
     assert code == 1
     assert "resid_post" in line
@@ -96,7 +106,9 @@ def test_an_unknown_site_lists_the_known_ones(capsys, tmp_path):
 def test_an_unknown_family_lists_the_known_ones(capsys, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}))
+    (model / "config.json").write_text(
+        json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
+    )
     code, line = refusal(capsys, *HARVEST, "--model", model, "--out", tmp_path / "store")
     assert code == 1
     assert "t5" in line
@@ -116,14 +128,27 @@ def test_an_empty_text_is_refused_and_leaves_nothing(capsys, tmp_path):
 def test_a_short_text_is_harvested_whole_and_says_so(capsys, tmp_path):
     (tmp_path / "short.txt").write_text("today is monday .\n\nshe is a doctor .\n")
     out = tmp_path / "store"
-    assert run("harvest", "--text", tmp_path / "short.txt", "--site", "2.resid_post", "--tokens", 1000, "--out", out) == 0
+    assert (
+        run("harvest", "--text", tmp_path / "short.txt", "--site", "2.resid_post", "--tokens", 1000, "--out", out) == 0
+    )
     assert "1,000" in capsys.readouterr().err
     assert (out / "store.json").exists()
 
 
 @pytest.mark.parametrize(("k", "named"), [(0, "k=0"), (65, "k=65")])
 def test_an_impossible_k_is_a_wrong_call(capsys, folder, tmp_path, k, named):
-    arguments = ("train", "--activations", folder / "store", "--latents", 64, "--k", k, "--out", tmp_path / "d", "--quiet")
+    arguments = (
+        "train",
+        "--activations",
+        folder / "store",
+        "--latents",
+        64,
+        "--k",
+        k,
+        "--out",
+        tmp_path / "d",
+        "--quiet",
+    )
     code, line = refusal(capsys, *arguments)
     assert code == 2
     assert named in line
@@ -179,7 +204,9 @@ def test_ctrl_c_during_training_can_be_resumed_to_the_same_dictionary(folder, tm
     assert run(*arguments, "--quiet", "--out", whole) == 0
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "sparsight", *arguments, "--out", str(cut)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "sparsight", *arguments, "--out", str(cut)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     while not any(f.stat().st_size for f in cut.glob("*/metrics.jsonl")):
         assert process.poll() is None, process.stderr.read()

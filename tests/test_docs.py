@@ -26,7 +26,10 @@ def test_every_command_in_the_docs_parses(page: Path):
     group = typer.main.get_command(app)
     for arguments in commands(page):
         context = group.make_context("sparsight", list(arguments))
-        command, rest = group, context.protected_args + context.args if hasattr(context, "protected_args") else context.args
+        command, rest = (
+            group,
+            context.protected_args + context.args if hasattr(context, "protected_args") else context.args,
+        )
         while hasattr(command, "commands") and rest:
             name, command, rest = command.resolve_command(context, rest)
             if "--help" not in rest:

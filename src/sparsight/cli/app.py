@@ -1,11 +1,12 @@
 """The command `sparsight`: its sub-commands, and what every failure looks like to the person who typed it.
 
-Exit codes: 0 the work is done; 1 the world is not as needed (`SparsightError`, a full disk); 2 a wrong call; 130 interrupted.
+Exit codes: 0 the work is done; 1 the world is not as needed (`SparsightError`, a full disk); 2 a wrong call;
+130 interrupted.
 """
 
 import errno
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -13,8 +14,8 @@ from sparsight import __version__
 from sparsight.cli import compare, demo, doctor, evaluate, harvest, organism, train
 from sparsight.errors import SparsightError
 
-# typer carries its own copy of click in new versions and uses the installed one in old ones; this finds the right class.
-UsageError = typer.BadParameter.__bases__[0]
+# New versions of typer carry their own copy of click, old ones use the installed one: this finds the right class.
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="sparsight",

@@ -37,5 +37,6 @@ def compare(
     lm = options.model_for(store, model, no_model, device)
     result = evaluation.compare_coders(measured, store, k, arm, model=lm, seed=seed, progress=not quiet)
     if figure is not None:
-        options.write_figure(result.to_figure(), figure)
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        result.to_figure().write_html(figure, include_plotlyjs=True)
     typer.echo(result.to_json() if as_json else result.to_table())

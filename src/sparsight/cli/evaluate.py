@@ -20,7 +20,9 @@ def evaluate(
     ] = None,
     k: Annotated[int | None, typer.Option("--k", help="Latents per token, with --coder.")] = None,
     split: Annotated[str, typer.Option("--split", help="'heldout' or 'train' documents.")] = "heldout",
-    report: Annotated[Path | None, typer.Option("--report", help="Also write a page of measurements and latents.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Also write a page of measurements and latents.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure even if made for another site or model.")] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",

@@ -12,11 +12,17 @@ from sparsight.cli import options
 
 def harvest(
     out: options.Out,
-    tokens: Annotated[int, typer.Option("--tokens", help="Activations to store: tokens that are neither padding nor special.")],
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="Activations to store: tokens that are neither padding nor special.")
+    ],
     site: Annotated[list[str], typer.Option("--site", help="Where to read, e.g. 2.resid_post. Repeat for several.")],
     model: options.Model = "organism",
-    text: Annotated[list[Path] | None, typer.Option("--text", help="A .txt or .jsonl file. Repeat for several.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="'organism': the embedded corpus, with labels.")] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="A .txt or .jsonl file. Repeat for several.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="'organism': the embedded corpus, with labels.")
+    ] = None,
     context: Annotated[int, typer.Option("--context", help="Longest piece of text the model sees, in tokens.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="Stored as float16, bfloat16 or float32.")] = "float16",
     heldout: Annotated[float, typer.Option("--heldout", help="Share of documents kept out of training.")] = 0.1,
@@ -48,9 +54,10 @@ def harvest(
         batch_size=batch_size,
         resume=resume,
         progress=not quiet,
+        notify=lambda message: typer.echo(message, err=True),
     )
     info = store.info()
-    typer.echo(json.dumps(info, indent=2, default=str) if as_json else _sentence(info, out))
+    typer.echo(json.dumps(info, indent=2) if as_json else _sentence(info))
 
 
 def _documents(text: list[Path] | None, dataset: str | None, seed: int) -> Iterable[Any]:
@@ -67,5 +74,9 @@ def _documents(text: list[Path] | None, dataset: str | None, seed: int) -> Itera
     return corpus(seed, 10**9)  # written as they are asked for; the harvest stops when it has its tokens
 
 
-def _sentence(info: dict[str, Any], out: Path) -> str:
-    return f"{info}\n{out}"
+def _sentence(info: dict[str, Any]) -> str:
+    sites = ", ".join(f"{site} ({width} wide)" for site, width in info["sites"].items())
+    return (
+        f"{info['path']}: {info['rows']:,} activations of {info['model']} at {sites}, "
+        f"from {info['documents']:,} documents, {info['bytes'] / 1e6:.1f} MB in {info['dtype']}"
+    )

@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperGroup, TyperOption
 
 
 def reference() -> str:
@@ -17,29 +18,32 @@ def reference() -> str:
     return "# Commands\n\nMade from the commands' own `--help` by `make docs`.\n\n" + "\n".join(pages)
 
 
-def _walk(command: TyperCommand | TyperGroup, path: str) -> Iterator[tuple[str, TyperCommand | TyperGroup]]:
+def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     yield path, command
     if isinstance(command, TyperGroup):
         for name in command.commands:
             yield from _walk(command.commands[name], f"{path} {name}")
 
 
-def _help(command: TyperCommand | TyperGroup, path: str) -> str:
-    lines = [" ".join((command.help or "").split("\n\n")[0].split())]
-    example = next((part for part in (command.help or "").split("\n\n") if part.strip().startswith("Example:")), None)
-    if example:
-        lines += ["", " ".join(example.split())]
-    lines += ["", "usage: " + " ".join([path, *command.collect_usage_pieces(typer.Context(command))]), ""]
+def _help(command: Any, path: str) -> str:
+    context = typer.Context(command)
+    paragraphs = [" ".join(part.split()) for part in (command.help or "").split("\n\n")]
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
+    lines = [*paragraphs, "", f"usage: {usage}", ""]
     for parameter in command.params:
-        if isinstance(parameter, TyperOption):
-            default = "" if parameter.default in (None, False, (), []) or callable(parameter.default) else f" [default: {parameter.default}]"
-            required = " [required]" if parameter.required else ""
-            lines.append(f"  {', '.join(parameter.opts):<18} {parameter.help or ''}{default}{required}")
-        else:
-            lines.append(f"  {parameter.human_readable_name:<18} {getattr(parameter, 'help', '') or ''}")
+        name = ", ".join(parameter.opts) if isinstance(parameter, TyperOption) else (parameter.name or "").upper()
+        lines.append(f"  {name:<18} {parameter.help or ''}{_default(parameter)}")
     if isinstance(command, TyperGroup):
-        lines += [f"  {name:<18} {command.commands[name].get_short_help_str(100)}" for name in command.commands]
+        lines += [f"  {name:<18} {child.get_short_help_str(100)}" for name, child in command.commands.items()]
     return "\n".join(lines)
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return " [required]" if isinstance(parameter, TyperOption) else ""
+    if parameter.default in (None, False, (), []) or callable(parameter.default):
+        return ""
+    return f" [default: {parameter.default}]"
 
 
 if __name__ == "__main__":

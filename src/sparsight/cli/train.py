@@ -1,11 +1,14 @@
 """`sparsight train`: stored activations in, a dictionary out."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparsight.cli import options
+
+if TYPE_CHECKING:
+    from sparsight.dictionaries import DictionaryConfig
 
 
 def train(
@@ -13,11 +16,18 @@ def train(
     out: options.Out,
     latents: Annotated[int, typer.Option("--latents", help="Width of the dictionary.")],
     architecture: Annotated[str, typer.Option("--architecture", help="'topk' or 'jumprelu'.")] = "topk",
-    k: Annotated[int | None, typer.Option("--k", help="Latents active in a token: exactly (topk), or on average (jumprelu).")] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Latents active in a token: exactly (topk), or on average (jumprelu).")
+    ] = None,
     site: Annotated[str | None, typer.Option("--site", help="Which site, when the store holds several.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Activations to train on, repeats counted. Default: four times the store's.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", help="Activations to train on, repeats counted. Default: four times the store's."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Activations in one step.")] = 2048,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate of Adam. Default: the architecture's.")] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate of Adam. Default: the architecture's.")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     resume: options.Resume = False,
@@ -34,18 +44,23 @@ def train(
     store = ActivationStore(activations)
     store.verify()
     config = _config(architecture, latents, k)
-    settings = training.Training(
-        n_tokens=tokens if tokens is not None else 4 * len(store), batch_size=batch_size, seed=seed, **({} if lr is None else {"lr": lr})
+    n_tokens = tokens if tokens is not None else 4 * len(store)
+    given: dict[str, Any] = {} if lr is None else {"lr": lr}
+    settings = training.Training(n_tokens=n_tokens, batch_size=batch_size, seed=seed, **given)
+    [run] = training.train(
+        store, [config], settings, out=out, site=site, resume=resume, device=device, progress=not quiet
     )
-    run = training.train(store, [config], settings, out=out, site=site, resume=resume, device=device, progress=not quiet)[0]
     last = run.metrics[-1]
     if as_json:
         typer.echo(json.dumps({"folder": str(run.folder), **last}, indent=2))
     else:
-        typer.echo(f"{run.folder}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} after {last['tokens']:,} tokens")
+        typer.echo(
+            f"{run.folder}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} "
+            f"in the last batch of {last['tokens']:,} training tokens"
+        )
 
 
-def _config(architecture: str, latents: int, k: int | None):
+def _config(architecture: str, latents: int, k: int | None) -> "DictionaryConfig":
     from sparsight.dictionaries import JumpReLU, TopK
 
     if k is None:
