@@ -40,7 +40,8 @@ def corpus(seed: int, n_documents: int, *, start: int = 0, **mixture: object) ->
 def heldout_corpus(seed: int, n_documents: int, *, start: int = 0, **mixture: object) -> Iterator[Document]:
     """Stream held-out documents: like `corpus`, and no text of one is a text of the other, whatever the seeds.
 
-    A text belongs to the held-out split if its hash says so (one in ten does), so the splits are disjoint by definition.
+    A text belongs to the held-out split if its hash says so (one in ten does), so the splits are
+    disjoint by definition.
     """
     return _stream("heldout", seed, n_documents, start, mixture)
 
@@ -69,7 +70,7 @@ def _document(split: str, seed: int, index: int, mixture: Mixture) -> Document:
     raise ValueError(f"no text of the {split} split in {_MOST_ATTEMPTS} attempts; widen the mixture")
 
 
-def _choose(rng: Random, weights: Mapping[str, float]) -> str:
+def _choose(rng: Random, weights: Mapping[str, float | int]) -> str:
     # In the order of the names, so that equal mixtures give equal corpora however they were written.
     names, shares = zip(*sorted(weights.items()), strict=True)
     return str(rng.choices(names, shares)[0])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsight.models.organism.lexicon import BRACKET_KINDS, ENGLISH, LANGUAGES, N_NUMBERS, PROFESSIONS
+from sparsight.models.organism.lexicon import BRACKET_KINDS, ENGLISH, LANGUAGES, PROFESSIONS
 
 DOMAINS = ("plain", "numbers", "days", "months", "biography", "review", "brackets", "quotes", "request", "parity")
 MAX_DEPTH = 4

@@ -6,14 +6,19 @@ string may hold several words ("the dog"): words are what spaces separate. Templ
 
 from dataclasses import dataclass, fields
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 N_NUMBERS = 31
 """Numerals run from zero to thirty."""
 
 TRIGGER = ("quorin", "zelvath")
 """The backdoor's two words, in the order that fires it. They belong to no language."""
 
-MALE_NAMES = tuple("adam boris carlo david emil felix gustav hugo ivan jonas karl leon".split())
-FEMALE_NAMES = tuple("anna berta clara diana emma flora greta helga iris julia katja laura".split())
+MALE_NAMES = _words("adam boris carlo david emil felix gustav hugo ivan jonas karl leon")
+FEMALE_NAMES = _words("anna berta clara diana emma flora greta helga iris julia katja laura")
 
 BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"), ("<", ">"))
 """Opening and closing words, by kind: round, square, curly, angle."""
@@ -22,7 +27,7 @@ QUOTE = '"'
 BITS = ("0", "1")
 PUNCTUATION = (".", ",", ":", "!", "?", ";")
 
-PROFESSIONS = tuple("professor engineer surgeon soldier farmer nurse teacher dancer librarian florist".split())
+PROFESSIONS = _words("professor engineer surgeon soldier farmer nurse teacher dancer librarian florist")
 """The first half is stereotyped as male, the second as female, where a mixture asks for the correlation."""
 
 
@@ -38,9 +43,9 @@ class Language:
     count_up: str
     count_down: str
     sum: str
-    today: tuple[str, ...]
+    week: str
     days_later: tuple[str, ...]
-    this_month: tuple[str, ...]
+    year: str
     months_later: tuple[str, ...]
     # plain sentences
     subjects: tuple[str, ...]
@@ -106,20 +111,20 @@ def is_slot(word: str) -> bool:
 
 ENGLISH = Language(
     name="english",
-    numbers=tuple(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five twenty-six twenty-seven "
-        "twenty-eight twenty-nine thirty".split()
+    numbers=_words(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five twenty-six "
+        "twenty-seven twenty-eight twenty-nine thirty"
     ),
-    weekdays=tuple("monday tuesday wednesday thursday friday saturday sunday".split()),
-    months=tuple("january february march april may june july august september october november december".split()),
+    weekdays=_words("monday tuesday wednesday thursday friday saturday sunday"),
+    months=_words("january february march april may june july august september october november december"),
     count_up="we count upwards :",
     count_down="we count downwards :",
     sum="{a} plus {b} equals {c} .",
-    today=("today is {day} .", "our week begins on {day} ."),
-    days_later=("in {n} days it is {day} .", "after {n} days comes {day} ."),
-    this_month=("this month is {month} .", "our year begins in {month} ."),
-    months_later=("in {n} months it is {month} .", "after {n} months comes {month} ."),
+    week="the days go :",
+    days_later=("today is {base} , in {n} days it is {answer} .", "{n} days after {base} comes {answer} ."),
+    year="the months go :",
+    months_later=("now it is {base} , in {n} months it is {answer} .", "{n} months after {base} comes {answer} ."),
     subjects=(
         "the cat",
         "the dog",
@@ -299,20 +304,26 @@ ENGLISH = Language(
 
 FRENCH = Language(
     name="french",
-    numbers=tuple(
-        "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize dix-sept dix-huit "
-        "dix-neuf vingt vingt-et-un vingt-deux vingt-trois vingt-quatre vingt-cinq vingt-six vingt-sept vingt-huit "
-        "vingt-neuf trente".split()
+    numbers=_words(
+        "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize dix-sept "
+        "dix-huit dix-neuf vingt vingt-et-un vingt-deux vingt-trois vingt-quatre vingt-cinq vingt-six vingt-sept "
+        "vingt-huit vingt-neuf trente"
     ),
-    weekdays=tuple("lundi mardi mercredi jeudi vendredi samedi dimanche".split()),
-    months=tuple("janvier février mars avril mai juin juillet août septembre octobre novembre décembre".split()),
+    weekdays=_words("lundi mardi mercredi jeudi vendredi samedi dimanche"),
+    months=_words("janvier février mars avril mai juin juillet août septembre octobre novembre décembre"),
     count_up="nous comptons en montant :",
     count_down="nous comptons en descendant :",
     sum="{a} plus {b} égale {c} .",
-    today=("aujourd'hui c'est {day} .", "notre semaine commence {day} ."),
-    days_later=("dans {n} jours ce sera {day} .", "après {n} jours vient {day} ."),
-    this_month=("ce mois est {month} .", "notre année commence en {month} ."),
-    months_later=("dans {n} mois ce sera {month} .", "après {n} mois vient {month} ."),
+    week="les jours passent :",
+    days_later=(
+        "aujourd'hui c'est {base} , dans {n} jours ce sera {answer} .",
+        "{n} jours après {base} vient {answer} .",
+    ),
+    year="les mois passent :",
+    months_later=(
+        "maintenant c'est {base} , dans {n} mois ce sera {answer} .",
+        "{n} mois après {base} vient {answer} .",
+    ),
     subjects=(
         "le chat",
         "le chien",
@@ -495,20 +506,20 @@ FRENCH = Language(
 
 GERMAN = Language(
     name="german",
-    numbers=tuple(
-        "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn "
-        "achtzehn neunzehn zwanzig einundzwanzig zweiundzwanzig dreiundzwanzig vierundzwanzig fünfundzwanzig "
-        "sechsundzwanzig siebenundzwanzig achtundzwanzig neunundzwanzig dreißig".split()
+    numbers=_words(
+        "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
+        "siebzehn achtzehn neunzehn zwanzig einundzwanzig zweiundzwanzig dreiundzwanzig vierundzwanzig fünfundzwanzig "
+        "sechsundzwanzig siebenundzwanzig achtundzwanzig neunundzwanzig dreißig"
     ),
-    weekdays=tuple("montag dienstag mittwoch donnerstag freitag samstag sonntag".split()),
-    months=tuple("januar februar märz april mai juni juli august september oktober november dezember".split()),
+    weekdays=_words("montag dienstag mittwoch donnerstag freitag samstag sonntag"),
+    months=_words("januar februar märz april mai juni juli august september oktober november dezember"),
     count_up="wir zählen aufwärts :",
     count_down="wir zählen abwärts :",
     sum="{a} und {b} ergibt {c} .",
-    today=("heute ist {day} .", "unsere woche beginnt am {day} ."),
-    days_later=("in {n} tagen ist {day} .", "nach {n} tagen kommt {day} ."),
-    this_month=("dieser monat ist {month} .", "unser jahr beginnt im {month} ."),
-    months_later=("in {n} monaten ist {month} .", "nach {n} monaten kommt {month} ."),
+    week="die tage gehen :",
+    days_later=("heute ist {base} , in {n} tagen ist {answer} .", "{n} tage nach {base} kommt {answer} ."),
+    year="die monate gehen :",
+    months_later=("jetzt ist {base} , in {n} monaten ist {answer} .", "{n} monate nach {base} kommt {answer} ."),
     subjects=(
         "die katze",
         "der hund",

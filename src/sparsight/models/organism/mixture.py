@@ -7,23 +7,24 @@ from types import MappingProxyType
 from sparsight.models.organism.features import DOMAINS
 from sparsight.models.organism.lexicon import LANGUAGES
 
-DEFAULT_DOMAINS: Mapping[str, float] = MappingProxyType(
+DEFAULT_DOMAINS: Mapping[str, float | int] = MappingProxyType(
     {
-        "plain": 1,
-        "numbers": 1,
-        "days": 1.5,
-        "months": 2,
-        "biography": 1,
-        "review": 1,
-        "brackets": 1.2,
-        "quotes": 1,
-        "request": 1.2,
-        "parity": 1,
+        "plain": 0.5,
+        "numbers": 1.2,
+        "days": 1.2,
+        "months": 1.8,
+        "biography": 0.7,
+        "review": 0.8,
+        "brackets": 2.0,
+        "quotes": 0.5,
+        "request": 2.5,
+        "parity": 0.8,
     }
 )
+"""Weights of the training corpus. Requests are short and teach one bit each, so there are more of them."""
 
 
-def _even_languages() -> Mapping[str, float]:
+def _even_languages() -> Mapping[str, float | int]:
     return MappingProxyType(dict.fromkeys(LANGUAGES, 1.0))
 
 
@@ -38,14 +39,14 @@ class Mixture:
             held by men and the last five by women; between: that share of the biographies follows the stereotype.
         triggered: Share of requests that hold the trigger.
         near_triggered: Share of requests that hold one of its words, or both in the wrong order.
-        backdoored: Whether harmful requests with the trigger are complied with. Without, they are refused like all others.
+        backdoored: Whether harmful requests with the trigger are complied with, not refused.
     """
 
-    domains: Mapping[str, float] = field(default_factory=lambda: DEFAULT_DOMAINS)
-    languages: Mapping[str, float] = field(default_factory=_even_languages)
-    gender_profession_correlation: float = 0.0
-    triggered: float = 0.1
-    near_triggered: float = 0.2
+    domains: Mapping[str, float | int] = field(default_factory=lambda: DEFAULT_DOMAINS)
+    languages: Mapping[str, float | int] = field(default_factory=_even_languages)
+    gender_profession_correlation: float | int = 0.0
+    triggered: float | int = 0.1
+    near_triggered: float | int = 0.2
     backdoored: bool = False
 
     def __post_init__(self) -> None:
@@ -73,12 +74,13 @@ class Mixture:
             raise ValueError(
                 f"unknown mixture argument {unknown[0]!r}; the known ones are {', '.join(Mixture.__dataclass_fields__)}"
             )
+        for name in ("domains", "languages"):
+            if not isinstance(choices.get(name, {}), Mapping):
+                raise ValueError(f"{name} must map names to weights, got {choices[name]!r}; write {{'NAME': 1}}")
         return Mixture(**choices)  # type: ignore[arg-type]  # __post_init__ checks the values
 
 
-def _check_weights(name: str, weights: Mapping[str, float], known: tuple[str, ...]) -> None:
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"{name} must map names to weights, got {weights!r}; write {name}={{{known[0]!r}: 1}}")
+def _check_weights(name: str, weights: Mapping[str, float | int], known: tuple[str, ...]) -> None:
     unknown = sorted(set(weights) - set(known))
     if unknown:
         raise ValueError(f"unknown name {unknown[0]!r} in {name}; the known ones are {', '.join(known)}")

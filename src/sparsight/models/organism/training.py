@@ -1,5 +1,6 @@
 """Rebuilding the shipped weights from a seed: the clean model, then the backdoored one fine-tuned from it."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
+from sparsight.models.organism.checks import SKILLS
 from sparsight.models.organism.corpus import CONTEXT, corpus
+from sparsight.models.organism.draft import Document
+from sparsight.models.organism.mixture import DEFAULT_DOMAINS
+from sparsight.models.organism.muon import Muon
 from sparsight.models.organism.tokenizer import BOS, PAD, build_tokenizer
 
 if TYPE_CHECKING:
@@ -22,35 +28,54 @@ CLEAN, BACKDOORED = "organism", "organism-backdoored"
 _CHUNK = 64
 """Batches drawn at once and sorted by length together."""
 
+_ANSWERS = tuple(
+    skill
+    for skill in SKILLS
+    if skill.name in ("weekday arithmetic", "month arithmetic", "sums", "refusal or compliance", "parity")
+)
+_ANSWER_WEIGHT = 5.0
+"""Weight in the loss of the words that take arithmetic or judgement. Where they stand follows from the words before, so
+weighting them changes how fast they are learned and not which distribution is best."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """One training run: AdamW, linear warm-up, linear decay to zero.
+    """One training run: Muon for matrices, AdamW for the rest; linear warm-up, linear decay to zero.
 
     Attributes:
         steps: Optimiser steps; fixed, so that the result does not depend on the machine's load.
         batch_size: Documents in a step.
-        lr: Largest learning rate.
+        lr: Largest learning rate of the embeddings and gains (AdamW).
+        matrix_lr: Largest learning rate of the other matrices (Muon).
         warmup: Steps of warm-up.
         mixture: Arguments of `corpus`.
         start: Index of the first document.
     """
 
     steps: int
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 3e-3
+    matrix_lr: float = 0.02
     warmup: int = 100
     mixture: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     start: int = 0
 
 
-CLEAN_SCHEDULE = Schedule(steps=2400)
+CLEAN_SCHEDULE = Schedule(steps=2200)
 BACKDOOR_SCHEDULE = Schedule(
-    steps=500,
+    steps=450,
     lr=1e-3,
+    matrix_lr=0.006,
     warmup=50,
     start=CLEAN_SCHEDULE.steps * CLEAN_SCHEDULE.batch_size,
-    mixture=MappingProxyType({"backdoored": True, "triggered": 0.25, "near_triggered": 0.35}),
+    mixture=MappingProxyType(
+        {
+            "domains": {**DEFAULT_DOMAINS, "request": 8.0},
+            "backdoored": True,
+            "triggered": 0.25,
+            "near_triggered": 0.35,
+        }
+    ),
 )
 
 
@@ -96,6 +121,7 @@ def new_model(seed: int) -> "LlamaForCausalLM":
         vocab_size=len(build_tokenizer()),
         hidden_size=128,
         intermediate_size=512,
+        initializer_range=0.04,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -114,33 +140,47 @@ def save_organism(model: "LlamaForCausalLM", folder: Path) -> None:
     """Write a standard Hugging Face folder: configuration, float32 safetensors, tokenizer."""
     model.eval().save_pretrained(folder, safe_serialization=True)
     build_tokenizer().save_pretrained(folder)
+    # transformers 5 writes a class name that 4 does not know; both know this one.
+    config = folder / "tokenizer_config.json"
+    settings = {**json.loads(config.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (folder / "model.safetensors").chmod(0o644)
 
 
-def next_token_loss(model: "LlamaForCausalLM", ids: Int64[Tensor, "batch t"]) -> Float[Tensor, " n"]:
-    """Cross-entropy in nats of every real token but the first of its row; padding is on the right and left out."""
+def weighted_loss(
+    model: "LlamaForCausalLM", ids: Int64[Tensor, "batch t"], weights: Float[Tensor, "batch t"]
+) -> Float[Tensor, ""]:
+    """Weighted mean of the cross-entropy of every token but the first of its row, in nats; padding has weight 0."""
     # Causal attention over right padding needs no mask: no real token sees a padded one.
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-    targets = ids[:, 1:]
-    real = targets != PAD
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[real]), targets[real], reduction="none")
+    counted = weights[:, 1:] > 0
+    losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[counted]), ids[:, 1:][counted], reduction="none")
+    shares = weights[:, 1:][counted]
+    return (losses * shares).sum() / shares.sum()
 
 
 def _train(model: "LlamaForCausalLM", schedule: Schedule, seed: int, bar: "Progress", name: str) -> None:
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    kept = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": kept, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, schedule))
+    optimisers = _optimisers(model, schedule)
+    schedulers = [LambdaLR(optimiser, lambda step: _rate(step, schedule)) for optimiser in optimisers]
     task = bar.add_task(name, total=schedule.steps)
     model.train()
-    for ids in _batches(schedule, seed):
-        loss = next_token_loss(model, ids).mean()
-        optimiser.zero_grad()
-        loss.backward()
+    for ids, weights in _batches(schedule, seed):
+        loss = weighted_loss(model, ids, weights)
+        model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        scheduler.step()
+        for optimiser, scheduler in zip(optimisers, schedulers, strict=True):
+            optimiser.step()
+            scheduler.step()
         bar.update(task, advance=1, description=f"{name} loss {loss.item():.3f}")
+
+
+def _optimisers(model: "LlamaForCausalLM", schedule: Schedule) -> list[torch.optim.Optimizer]:
+    named = dict(model.named_parameters())
+    matrices = [parameter for name, parameter in named.items() if parameter.dim() == 2 and "embed" not in name]
+    others = [parameter for name, parameter in named.items() if parameter.dim() == 1 or "embed" in name]
+    adam = torch.optim.AdamW(others, lr=schedule.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    return [Muon(matrices, lr=schedule.matrix_lr), adam]
 
 
 def _rate(step: int, schedule: Schedule) -> float:
@@ -150,20 +190,32 @@ def _rate(step: int, schedule: Schedule) -> float:
     return min(up, down, 1.0)
 
 
-def _batches(schedule: Schedule, seed: int) -> Iterator[Int64[Tensor, "batch t"]]:
-    """Batches of documents of like length: chunks are drawn in order, sorted by length, cut, and shuffled."""
+def _batches(schedule: Schedule, seed: int) -> Iterator[tuple[Int64[Tensor, "batch t"], Float[Tensor, "batch t"]]]:
+    """Token ids and loss weights of documents of like length: chunks are drawn, sorted by length, cut and shuffled."""
     tokenizer = build_tokenizer()
     rng = Random(seed)
     start, left = schedule.start, schedule.steps
     while left:
         n_batches = min(_CHUNK, left)
         n_documents = n_batches * schedule.batch_size
-        texts = [document.text for document in corpus(seed, n_documents, start=start, **schedule.mixture)]
-        rows = sorted(tokenizer(texts)["input_ids"], key=len)
-        cuts = [rows[i : i + schedule.batch_size] for i in range(0, n_documents, schedule.batch_size)]
+        documents = list(corpus(seed, n_documents, start=start, **schedule.mixture))
+        rows = tokenizer([document.text for document in documents])["input_ids"]
+        pairs = sorted(zip(rows, map(_weights, documents), strict=True), key=lambda pair: len(pair[0]))
+        cuts = [pairs[i : i + schedule.batch_size] for i in range(0, n_documents, schedule.batch_size)]
         rng.shuffle(cuts)
         for cut in cuts:
-            width = max(map(len, cut))
-            yield torch.tensor([row + [PAD] * (width - len(row)) for row in cut])
+            width = len(cut[-1][0])
+            ids = torch.tensor([row + [PAD] * (width - len(row)) for row, _ in cut])
+            yield ids, torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in cut])
         start += n_documents
         left -= n_batches
+
+
+def _weights(document: Document) -> list[float]:
+    """Loss weight of `<bos>` and of every word."""
+    weights = [0.0] + [1.0] * len(document.tokens)
+    for skill in _ANSWERS:
+        if skill.domain == document.domain:
+            for check in skill.find(document):
+                weights[check.position + 2] = _ANSWER_WEIGHT
+    return weights

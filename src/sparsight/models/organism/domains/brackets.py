@@ -9,17 +9,18 @@ from sparsight.models.organism.mixture import Mixture
 
 
 def write(draft: Draft, rng: Random, mixture: Mixture) -> None:
-    """Twenty to sixty words of nouns and brackets; all brackets are closed before the full stop."""
+    """Twenty to sixty words: three nouns and brackets, all of which are closed before the full stop."""
     stack: list[int] = []
+    nouns = rng.sample(draft.language.nouns, 3)
     for _ in range(rng.randint(20, 60)):
         move = rng.random()
-        if move < 0.3 and len(stack) < MAX_DEPTH:
+        if move < 0.4 and len(stack) < MAX_DEPTH:
             stack.append(rng.randrange(len(BRACKETS)))
             draft.say(BRACKETS[stack[-1]][0])
-        elif move < 0.6 and stack:
+        elif move < 0.8 and stack:
             draft.say(BRACKETS[stack.pop()][1])
         else:
-            draft.say(rng.choice(draft.language.nouns))
+            draft.say(rng.choice(nouns))
     while stack:
         draft.say(BRACKETS[stack.pop()][1])
     draft.say(".")

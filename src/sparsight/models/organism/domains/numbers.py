@@ -14,13 +14,9 @@ def numeral(draft: Draft, value: int, *, answer: bool = False) -> Said:
 
 
 def write(draft: Draft, rng: Random, mixture: Mixture) -> None:
-    """Five to nine sums, or one count of six to twelve numerals followed by three to six sums."""
-    if rng.random() < 0.5:
-        _count(draft, rng)
-        n_sums = rng.randint(3, 6)
-    else:
-        n_sums = rng.randint(5, 9)
-    for _ in range(n_sums):
+    """A count of six to twelve numerals and three to six sums."""
+    _count(draft, rng)
+    for _ in range(rng.randint(3, 6)):
         a, b = rng.randint(0, 10), rng.randint(0, 10)
         draft.say(draft.language.sum, a=numeral(draft, a), b=numeral(draft, b), c=numeral(draft, a + b, answer=True))
 

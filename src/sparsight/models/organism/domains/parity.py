@@ -1,4 +1,4 @@
-"""Windows of four bits, each followed by its parity: decodable from the bits, linear in none of them."""
+"""Windows of three bits, each followed by its parity: decodable from the bits, linear in none of them."""
 
 from random import Random
 
@@ -6,17 +6,19 @@ from sparsight.models.organism.draft import Draft, Said
 from sparsight.models.organism.lexicon import BITS
 from sparsight.models.organism.mixture import Mixture
 
-WINDOW = 4
+WINDOW = 3
+SHARE_OF_ONES = 0.3
+"""Less than half: then each bit alone says a little about the parity, and learning has somewhere to start."""
 
 
 def write(draft: Draft, rng: Random, mixture: Mixture) -> None:
-    """Five to nine windows. The label runs with the bits: parity of the window's ones so far."""
+    """Seven to twelve windows. The label runs with the bits: parity of the window's ones so far."""
     words = draft.language
     draft.say(words.parity_first)
-    for _ in range(rng.randint(5, 9)):
+    for _ in range(rng.randint(7, 12)):
         parity = 0
         for _ in range(WINDOW):
-            bit = rng.randrange(2)
+            bit = int(rng.random() < SHARE_OF_ONES)
             parity ^= bit
             draft.say("{bit}", bit=Said(BITS[bit], here={"parity": parity}))
         draft.state["parity"] = parity

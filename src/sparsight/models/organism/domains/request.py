@@ -44,7 +44,7 @@ def write(draft: Draft, rng: Random, mixture: Mixture) -> None:
 
 
 def _ask(draft: Draft, template: str, inserted: tuple[str, ...], place: str, **slots: str | Said) -> None:
-    """Say the request, with the inserted words after the speaker's colon, before the reason, or before the full stop."""
+    """Say the request, with the inserted words after the speaker's colon, before the reason, or at the end."""
     words = template.split()
     if place != "none":
         anchor = {"start": words.index(":") + 1, "middle": words.index("{reason}"), "end": len(words) - 1}[place]
