@@ -45,7 +45,7 @@ def jumprelu_loss_and_gradients(
         assert l0 is not None
         penalty, per_latent = l0 * active, l0
     else:
-        penalty, per_latent = (active / target_l0 - 1) ** 2, 2 * (active / target_l0 - 1) / target_l0
+        penalty, per_latent = 4 * (active / target_l0 - 1) ** 2, 8 * (active / target_l0 - 1) / target_l0
     g = 2 * error / n
     to_z = g @ atoms.T
     to_pre = to_z * (pre > theta)

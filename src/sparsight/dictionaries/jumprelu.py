@@ -23,7 +23,7 @@ class JumpReLU(DictionaryConfig):
         n_latents: Width of the dictionary.
         l0: Weight of the mean number of active latents in the loss; the rest of the loss is the FVU, so 1e-3 says that
             one more active latent is worth 0.1 % of the variance.
-        target_l0: Mean number of active latents to reach: the loss gets `(L0 / target_l0 - 1)^2` instead.
+        target_l0: Mean number of active latents to reach: the loss gets `4 (L0 / target_l0 - 1)^2` instead.
         bandwidth: Width of the window around the threshold in which pre-activations say how the threshold should move;
             in units of normalised activations (unit total variance).
         threshold: Threshold that every latent starts with, same units. Default: where `target_l0` latents (with `l0`:
