@@ -212,7 +212,7 @@ def spoil_number(document: Labelled) -> None:
     [
         (spoil_length, "document 993 has [0-9]+ tokens but [0-9]+ labels of 'even'"),
         (spoil_name, "document 993 is labelled with .*odd"),
-        (spoil_value, "document 993 has a label of 'even' outside"),
+        (spoil_value, "document 993 has a label that is not an integer from -1 to 32767"),
         (spoil_number, "id -4; expected an int"),
     ],
 )
@@ -236,7 +236,7 @@ def breaking(documents: list, after: int) -> Iterator:
 
 
 @pytest.mark.parametrize("document_type", ["text", "labelled"])
-@pytest.mark.parametrize("after", [0, 20, 64, 65, 80])
+@pytest.mark.parametrize("after", [0, 64, 80])
 def test_a_broken_text_is_resumed_to_the_same_bytes(tmp_path, after, document_type):
     documents = texts(100) if document_type == "text" else labelled(100)
     whole = collect(tmp_path / "whole", documents)

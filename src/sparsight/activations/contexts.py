@@ -3,10 +3,13 @@
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int16, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsight.activations.documents import HasText
@@ -56,7 +59,7 @@ class Context:
     labels: Int16[Tensor, "n_counted n_labels"] | None
     end: Cursor
 
-    @property
+    @cached_property
     def n_counted(self) -> int:
         """Tokens that get a row."""
         return len(self.special) - int(self.special.sum())
@@ -112,7 +115,7 @@ class Cutter:
         if not full:
             return [None] * len(texts)
         try:
-            rows = self.lm.tokenize(full, context=_WHOLE)
+            rows = self.lm.tokenize(full, context=_WHOLE).to("cpu")
         except DataError:  # some text is made of what the tokenizer drops, such as control characters
             return [self._tokenize([text])[0] for text in texts] if len(texts) > 1 else [None]
         tokens = (rows[i : i + 1] for i in range(len(full)))
@@ -121,9 +124,9 @@ class Cutter:
     def _pieces(
         self, tokens: Tokens, number: int, document: str | HasText
     ) -> Iterator[tuple[Tensor, Tensor, int, Tensor | None]]:
-        mask = tokens.mask[0].cpu()
-        ids, special = tokens.ids[0].cpu()[mask], tokens.special[0].cpu()[mask]
-        counted = (~special).nonzero()[:, 0]
+        mask = tokens.mask[0].numpy()
+        ids, special = tokens.ids[0].numpy()[mask], tokens.special[0].numpy()[mask]
+        counted = np.flatnonzero(~special)
         document_id = _document_id(document, number)
         labels = self._labels(document, document_id, len(counted))
         first, stop = int(counted[0]), int(counted[-1]) + 1
@@ -133,18 +136,18 @@ class Cutter:
             raise ValueError(
                 f"context must leave room beside the {self.context - room} special tokens, got context={self.context}"
             )
-        ones = torch.ones(self.context, dtype=torch.bool)
+        starts, ends = np.ones(len(before), bool), np.ones(len(after), bool)
         at = 0
         for begin in range(first, stop, room):
-            inner = special[begin : min(begin + room, stop)]
-            n = len(inner) - int(inner.sum())
-            part = labels[at : at + n] if labels is not None else None
+            inner = slice(begin, min(begin + room, stop))
+            n = int(np.count_nonzero(~special[inner]))
+            part = torch.from_numpy(labels[at : at + n]) if labels is not None else None
             at += n
             if n:  # a piece of nothing but special tokens has no row
-                whole = torch.cat([before, ids[begin : begin + len(inner)], after])
-                yield whole, torch.cat([ones[: len(before)], inner, ones[: len(after)]]), document_id, part
+                piece = torch.from_numpy(np.concatenate([before, ids[inner], after]))
+                yield piece, torch.from_numpy(np.concatenate([starts, special[inner], ends])), document_id, part
 
-    def _labels(self, document: str | HasText, document_id: int, n_counted: int) -> Tensor | None:
+    def _labels(self, document: str | HasText, document_id: int, n_counted: int) -> NDArray[np.int16] | None:
         labels: dict[str, list[int]] = getattr(document, "labels", None) or {}
         if self.label_names is None:
             self.label_names = list(labels)
@@ -159,11 +162,12 @@ class Cutter:
                     f"document {document_id} has {n_counted} tokens but {len(values)} labels of {name!r}; "
                     "give one per token that is not special"
                 )
-            if values and not -1 <= min(values) <= max(values) < 1 << 15:
-                raise DataError(f"document {document_id} has a label of {name!r} outside -1 to 32767")
         if not labels:
             return None
-        return torch.tensor([labels[name] for name in self.label_names], dtype=torch.int16).T.contiguous()
+        columns = np.array([labels[name] for name in self.label_names])
+        if columns.dtype != np.int64 or not -1 <= columns.min() <= columns.max() < 1 << 15:
+            raise DataError(f"document {document_id} has a label that is not an integer from -1 to 32767")
+        return np.ascontiguousarray(columns.T.astype(np.int16))
 
 
 def _text(document: str | HasText) -> str:

@@ -350,7 +350,7 @@ def _open_shard(folder: Path, record: StoreRecord, shard: ShardRecord) -> dict[s
     for name, dtype in (("ids", torch.int32), ("mask", torch.bool), ("special", torch.bool)):
         expected[f"contexts/{name}"] = (dtype, (c, t))
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    for name in expected.keys() | found.keys():
+    for name in {**expected, **found}:
         if expected.get(name) != found.get(name):
             raise damaged(path, f"has {name} {_form(found.get(name))}, expected {_form(expected.get(name))}")
     first = tensors["contexts/first_row"]

@@ -1,14 +1,13 @@
 """`StoreWriter`: windows in, whole shards and a journal out, and at the end the record that makes them a store."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from sparsight.activations.reading import Window
+from sparsight.activations.reading import Window, pad
 from sparsight.activations.record import (
     JOURNAL,
     RECORD,
@@ -181,25 +180,20 @@ class StoreWriter:
 def shard_tensors(windows: list[Window], labelled: bool, pad_id: int) -> dict[str, list[Tensor]]:
     """Everything a shard holds, each tensor as the pieces it is written from (docs/activations.md lists them)."""
     contexts = [context for window in windows for context in window.contexts]
-    counted = [~context.special for context in contexts]
+    tokens = pad([context.ids for context in contexts], [context.special for context in contexts], pad_id)
+    counted = tokens.mask & ~tokens.special
+    counts = counted.sum(dim=1)
     n_rows = sum(window.n_rows for window in windows)
-    counts = torch.tensor([int(row.sum()) for row in counted])
-    first_row = torch.tensor([0, *accumulate(counts.tolist())]).clamp_max(n_rows)  # the last context may be cut
     documents = torch.tensor([context.document_id for context in contexts])
-    t = max(len(context.ids) for context in contexts)
-    ids = torch.full((len(contexts), t), pad_id, dtype=torch.int32)
-    mask, special = torch.zeros(len(contexts), t, dtype=torch.bool), torch.zeros(len(contexts), t, dtype=torch.bool)
-    for i, context in enumerate(contexts):
-        ids[i, : len(context.ids)] = context.ids.to(torch.int32)
-        mask[i, : len(context.ids)] = True
-        special[i, : len(context.ids)] = context.special
+    # The last context of a store may be cut: it has fewer rows than counted tokens.
+    first_row = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).clamp_max(n_rows)
     tensors = {
-        "token_ids": [ids[mask & ~special][:n_rows]],
+        "token_ids": [tokens.ids[counted][:n_rows].to(torch.int32)],
         "document_ids": [documents.repeat_interleave(counts)[:n_rows]],
-        "positions": [(mask & ~special).nonzero()[:, 1].to(torch.int32)[:n_rows]],
-        "contexts/ids": [ids],
-        "contexts/mask": [mask],
-        "contexts/special": [special],
+        "positions": [counted.nonzero()[:n_rows, 1].to(torch.int32)],
+        "contexts/ids": [tokens.ids.to(torch.int32)],
+        "contexts/mask": [tokens.mask],
+        "contexts/special": [tokens.special],
         "contexts/first_row": [first_row],
         "contexts/document_ids": [documents],
     }
