@@ -1,5 +1,6 @@
 """Ways of coding with the atoms of one dictionary, by name: what `compare_coders` compares and `evaluate` can use."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparsight.codes import SparseCode
-from sparsight.coding import gradient_pursuit, refit
+from sparsight.coding import (
+    fista,
+    fit_scale,
+    gradient_pursuit,
+    matching_pursuit,
+    orthogonal_matching_pursuit,
+    refit,
+    threshold_code,
+    threshold_for_l0,
+)
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.dictionaries.selection import top_k_latents
 
@@ -23,15 +33,15 @@ class Setting:
 
     Attributes:
         dictionary: Its atoms, its offset, its encoder.
-        as_trained: Use the dictionary's own rule where an arm starts from the encoder; else the `k` largest
+        as_trained: Use the dictionary's own rule where an arm starts from the encoder; else the largest
             pre-activations, whatever the rule it was trained with.
-        k: Target L0; None when every row keeps the L0 of its own code.
+        l0: Target mean L0, for arms that are matched in the mean and not token by token.
         train_rows: Reads activations of training documents, for what must be fitted; called only by arms that fit.
     """
 
     dictionary: AbstractDictionary
     as_trained: bool
-    k: int | None
+    l0: float | int
     train_rows: Callable[[], Tensor]
 
 
@@ -70,11 +80,83 @@ def pursuit(setting: Setting) -> Coder:
     return by_budget(lambda x, k: gradient_pursuit(x - dictionary.b_dec, dictionary.atoms, k))
 
 
+def steepest(setting: Setting) -> Coder:
+    """Matching pursuit: chooses as gradient pursuit does, and sets one value at a time."""
+    dictionary = setting.dictionary
+    return by_budget(lambda x, k: matching_pursuit(x - dictionary.b_dec, dictionary.atoms, k))
+
+
+def orthogonal(setting: Setting) -> Coder:
+    """Orthogonal matching pursuit: all values solved anew after each choice."""
+    dictionary = setting.dictionary
+    return by_budget(lambda x, k: orthogonal_matching_pursuit(x - dictionary.b_dec, dictionary.atoms, k))
+
+
+def scaled(setting: Setting, *, per_latent: bool = False) -> Coder:
+    """The encoder's code times one factor, fitted on training documents."""
+    dictionary, own = setting.dictionary, encoder(setting)
+    x = setting.train_rows()
+    with torch.no_grad():
+        code = own(x, torch.full((len(x),), round(setting.l0), device=x.device))
+        factors = fit_scale(x - dictionary.b_dec, code, dictionary.atoms, per_latent=per_latent)
+    return lambda x, budget: _times(own(x, budget), factors)
+
+
+def jointly_scaled(setting: Setting) -> Coder:
+    """The encoder's code times one factor for each latent, fitted jointly on training documents."""
+    return scaled(setting, per_latent=True)
+
+
+def thresholded(setting: Setting) -> Coder:
+    """Positive pre-activations above one threshold, chosen on training documents for the target mean L0.
+
+    A token that would use more than eight times the target keeps that many.
+    """
+    wide, dictionary = topk(setting), setting.dictionary
+    most = min(dictionary.n_latents, math.ceil(8 * setting.l0))
+
+    def widest(x: Tensor) -> SparseCode:
+        return wide(x, torch.full((len(x),), most, device=x.device))
+
+    with torch.no_grad():
+        tau = threshold_for_l0(widest(setting.train_rows()), setting.l0)
+    return lambda x, budget: threshold_code(widest(x), tau)
+
+
+def lasso(setting: Setting) -> Coder:
+    """The support of the lasso, values by non-negative least squares; one penalty for the target mean L0.
+
+    The penalty is found by bisection on at most 256 training tokens, so that the L0 realised differs a little.
+    """
+    dictionary = setting.dictionary
+
+    def support(x: Tensor, penalty: float) -> Tensor:
+        y = x - dictionary.b_dec
+        return fista(y, dictionary.atoms, penalty, gap=1e-4, max_steps=500).support()
+
+    x = setting.train_rows()
+    x = x[:: max(1, len(x) // 256)][:256]
+    with torch.no_grad():
+        high = float(((x - dictionary.b_dec) @ dictionary.atoms.T).max())
+        low = high / 1e4
+        for _ in range(12):
+            middle = math.sqrt(low * high)
+            used = (support(x, middle) >= 0).sum().item() / len(x)
+            low, high = (middle, high) if used > setting.l0 else (low, middle)
+    return lambda x, budget: refit(x - dictionary.b_dec, dictionary.atoms, support(x, high))
+
+
 ARMS: dict[str, Callable[[Setting], Coder]] = {
     "encoder": encoder,
     "topk": topk,
+    "thresholded": thresholded,
+    "scaled": scaled,
+    "joint_scaled": jointly_scaled,
     "refit": refitted,
+    "matching_pursuit": steepest,
     "pursuit": pursuit,
+    "orthogonal_matching_pursuit": orthogonal,
+    "lasso": lasso,
 }
 
 DEFAULT_ARMS = ("encoder", "topk", "refit", "pursuit")
@@ -135,6 +217,11 @@ def _encoder_weights(dictionary: AbstractDictionary) -> tuple[Any, Any]:
     if not has_encoder(dictionary):
         raise ValueError(f"{type(dictionary).__name__} has no linear encoder; compare arms that choose by themselves")
     return dictionary.W_enc, dictionary.b_enc
+
+
+def _times(code: SparseCode, factors: Tensor) -> SparseCode:
+    scale = factors if factors.dim() == 0 else factors[code.indices]
+    return SparseCode(code.indices, code.values * scale, code.n_latents)
 
 
 def _silent(x: Tensor, dictionary: AbstractDictionary) -> SparseCode:

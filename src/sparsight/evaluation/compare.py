@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -55,8 +55,16 @@ COMPARISON_CONVENTIONS = {
     "encoder": "the dictionary's own code where its mean L0 rounds to k; else the k largest pre-activations",
     "topk": "the k largest positive pre-activations of each token, with their own values",
     "refit": "the latents of the encoder arm, values by non-negative least squares",
-    "pursuit": "non-negative gradient pursuit with k steps",
-    "own_l0": "where k is the mean L0 of the dictionary's own code, each token keeps the L0 of that code in every arm",
+    "thresholded": "positive pre-activations above one threshold, set on training documents for a mean L0 of k",
+    "scaled": "the encoder arm's code times one factor, fitted on training documents",
+    "joint_scaled": "the encoder arm's code times one factor for each latent, fitted jointly on training documents",
+    "pursuit": "non-negative gradient pursuit, k steps",
+    "matching_pursuit": "non-negative matching pursuit, k steps",
+    "orthogonal_matching_pursuit": "non-negative orthogonal matching pursuit, k steps",
+    "lasso": "support of the non-negative lasso at one penalty, set on training documents for a mean L0 of k; values "
+    "by non-negative least squares",
+    "own_l0": "where k is the mean L0 of the dictionary's own code, each token keeps the L0 of that code in every arm "
+    "(thresholded and lasso match the mean instead)",
     "l0": CONVENTIONS["l0"] + "; may fall below k where fewer latents are positive or the residual vanishes",
     "fvu": CONVENTIONS["fvu"],
     "jaccard": "latents in both this arm's code and the encoder arm's over latents in either; mean over tokens",
@@ -238,9 +246,14 @@ def compare_coders(
     with reported("comparing", 3 * n, shown=progress) as advance:
         frame = frame_of(part, chosen, blocks, device, advance)
         own_l0 = _own_l0(dictionary, batches(part, chosen, blocks, device, advance)) / n
-        training = partial(_training_rows, store, chosen, fit_tokens, device)
+        training = cache(partial(_training_rows, store, chosen, fit_tokens, device))
         runners = [
-            Runner(name, k, make_arm(name, Setting(dictionary, own, k if isinstance(k, int) else None, training)), own)
+            Runner(
+                name,
+                k,
+                make_arm(name, Setting(dictionary, own, k if isinstance(k, int) and not own else own_l0, training)),
+                own,
+            )
             for k in ks
             for name in names
             for own in [k == "own" or k == round(own_l0)]

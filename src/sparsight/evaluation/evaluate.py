@@ -146,7 +146,7 @@ def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None) -
     def refuse() -> Tensor:
         raise ValueError(f"coder={coder!r} must be fitted on training rows; use compare_coders")
 
-    arm = make_arm(coder, Setting(dictionary, as_trained=False, k=k, train_rows=refuse))
+    arm = make_arm(coder, Setting(dictionary, as_trained=False, l0=k, train_rows=refuse))
     return lambda x: arm(x, torch.full((len(x),), k, device=x.device))
 
 
