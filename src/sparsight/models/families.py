@@ -225,12 +225,13 @@ def places(family: Family, base_model: nn.Module, config: Any) -> dict[Site, Pla
 
 
 def _place(block: nn.Module, point: Point | Sum) -> Place:
-    def gate(at: Point) -> Gate:
-        return Gate(block.get_submodule(at.module), at.side)
-
     if isinstance(point, Point):
-        return Place(gate(point), gate(point))
-    return Place(read=gate(point.seen), write=gate(point.branch), base=gate(point.base))
+        return Place(_gate(block, point), _gate(block, point))
+    return Place(read=_gate(block, point.seen), write=_gate(block, point.branch), base=_gate(block, point.base))
+
+
+def _gate(block: nn.Module, point: Point) -> Gate:
+    return Gate(block.get_submodule(point.module), point.side)
 
 
 def input_width(module: nn.Module) -> int:

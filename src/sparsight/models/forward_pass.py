@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -23,6 +24,9 @@ class _PassIsOver(Exception):
 
 class ForwardPass:
     """The reads and edits of one forward pass.
+
+    Hooks and actions are bound methods, not closures: tests check the types of every function at the moment it is
+    defined, which costs more than a pass does.
 
     At one gate, edits come before reads, and a site that is computed earlier before one that is computed later: a read
     sees the edited value of its own site and of every earlier one.
@@ -50,39 +54,34 @@ class ForwardPass:
             if site in edits:
                 self._add_edit(site, place, edits[site])
             if site in reads:
-                self._actions.setdefault(place.read, []).append(self._read(site))
+                self._actions.setdefault(place.read, []).append(partial(self._read, site))
 
     def _add_edit(self, site: Site, place: Place, edit: Edit) -> None:
-        if place.base is not None:
-            # Sites sort by depth, so the base is kept after all edits of what comes in, and before none.
-            self._actions.setdefault(place.base, []).append(self._keep_base(site))
-        self._actions.setdefault(place.write, []).append(self._edit(site, edit, is_sum=place.base is not None))
+        if place.base is None:
+            self._actions.setdefault(place.write, []).append(partial(self._edit, site, edit))
+            return
+        # Sites sort by depth, so the base is kept after all edits of what comes in.
+        self._actions.setdefault(place.base, []).append(partial(self._keep_base, site))
+        self._actions.setdefault(place.write, []).append(partial(self._edit_sum, site, edit))
 
-    def _keep_base(self, site: Site) -> _Action:
-        def act(value: Tensor) -> Tensor:
-            self._bases[site] = value
-            return value
+    def _edit(self, site: Site, edit: Edit, value: Tensor) -> Tensor:
+        self._count("edit", site)
+        return _checked(site, value, edit(value))
 
-        return act
+    def _keep_base(self, site: Site, value: Tensor) -> Tensor:
+        self._bases[site] = value
+        return value
 
-    def _edit(self, site: Site, edit: Edit, *, is_sum: bool) -> _Action:
-        def act(value: Tensor) -> Tensor:
-            self._count("edit", site)
-            if not is_sum:
-                return _checked(site, value, edit(value))
-            stream = value + self._bases.pop(site)
-            edited = _checked(site, stream, edit(stream))
-            return value if edited is stream else value + (edited - stream)
+    def _edit_sum(self, site: Site, edit: Edit, branch: Tensor) -> Tensor:
+        self._count("edit", site)
+        stream = branch + self._bases.pop(site)
+        edited = _checked(site, stream, edit(stream))
+        return branch if edited is stream else branch + (edited - stream)
 
-        return act
-
-    def _read(self, site: Site) -> _Action:
-        def act(value: Tensor) -> Tensor:
-            self._count("read", site)
-            self.reads[site] = value
-            return value
-
-        return act
+    def _read(self, site: Site, value: Tensor) -> Tensor:
+        self._count("read", site)
+        self.reads[site] = value
+        return value
 
     def _count(self, what: str, site: Site) -> None:
         self._fired[what, site] += 1
@@ -124,22 +123,20 @@ class ForwardPass:
 
     def _hook(self, gate: Gate, actions: list[_Action]) -> Any:
         if gate.side == "input":
+            return gate.module.register_forward_pre_hook(partial(self._before, actions), with_kwargs=True)
+        return gate.module.register_forward_hook(partial(self._after, actions))
 
-            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if args:
-                    return (self._apply(actions, args[0]), *args[1:]), kwargs
-                # Some transformers releases pass everything by name; then the first is the hidden states.
-                name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-                return args, {**kwargs, name: self._apply(actions, kwargs[name])}
+    def _before(self, actions: list[_Action], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (self._apply(actions, args[0]), *args[1:]), kwargs
+        # Some transformers releases pass everything by name; then the first is the hidden states.
+        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        return args, {**kwargs, name: self._apply(actions, kwargs[name])}
 
-            return gate.module.register_forward_pre_hook(before, with_kwargs=True)
-
-        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (self._apply(actions, output[0]), *output[1:])
-            return self._apply(actions, output)
-
-        return gate.module.register_forward_hook(after)
+    def _after(self, actions: list[_Action], _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._apply(actions, output[0]), *output[1:])
+        return self._apply(actions, output)
 
     def _apply(self, actions: list[_Action], value: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         for action in actions:

@@ -1,6 +1,7 @@
 """A Hugging Face model whose activations are read and edited at sites."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -219,7 +220,9 @@ class LanguageModel:
             )
         tokens = tokens.to(self.device)
         self._check_tokens(tokens)
-        next_logits = self._next_cached(edits) if edits_per_token or not edits else self._next_uncached(edits)
+        next_logits: NextLogits = partial(self._next_logits, edits)
+        if edits_per_token or not edits:
+            next_logits = Cached(partial(self._forward, edits))
         return generate(
             tokens,
             next_logits,
@@ -230,20 +233,14 @@ class LanguageModel:
             pad_id=padding_id(self.tokenizer),
         )
 
-    def _next_uncached(self, edits: Mapping[Site, Edit] | None) -> NextLogits:
-        def next_logits(tokens: Tokens) -> Tensor:
-            hidden = self._final_hidden(tokens, edits)
-            last = tokens.mask.sum(dim=1) - 1
-            return self._unembed(hidden[torch.arange(len(tokens), device=hidden.device), last])
+    def _next_logits(self, edits: Mapping[Site, Edit] | None, tokens: Tokens) -> Float[Tensor, "b vocabulary"]:
+        hidden = self._final_hidden(tokens, edits)
+        last = tokens.mask.sum(dim=1) - 1
+        return self._unembed(hidden[torch.arange(len(tokens), device=hidden.device), last])
 
-        return next_logits
-
-    def _next_cached(self, edits: Mapping[Site, Edit] | None) -> NextLogits:
-        def forward(**inputs: Any) -> Any:
-            with self._pass([], edits, stop=False).hooked():
-                return self.model(**inputs)
-
-        return Cached(forward)
+    def _forward(self, edits: Mapping[Site, Edit] | None, **inputs: Any) -> Any:
+        with self._pass([], edits, stop=False).hooked():
+            return self.model(**inputs)
 
     def _final_hidden(self, tokens: Tokens, edits: Mapping[Site, Edit] | None) -> Float[Tensor, "b t d"]:
         """What the head takes in: the last residual stream, after the final norm."""
