@@ -217,25 +217,25 @@ class ActivationStore:
                 yield at, shard, start - offset, until - offset
                 at, start = at + until - start, until
 
-    def split(self, part: str) -> "ActivationStore":
+    def split(self, name: str) -> "ActivationStore":
         """The documents used for training ("train") or those held out ("heldout"); every document is wholly in one.
 
         Raises:
             ValueError: another name.
             DataError: no document falls on that side.
         """
-        if part not in ("train", "heldout"):
-            raise ValueError(f"split must be 'train' or 'heldout', got {part!r}")
+        if name not in ("train", "heldout"):
+            raise ValueError(f"split must be 'train' or 'heldout', got {name!r}")
         heldout = is_heldout(self._document[self._contexts], self.record.heldout, self.record.split_seed)
-        chosen = self._contexts[heldout == (part == "heldout")]
+        chosen = self._contexts[heldout == (name == "heldout")]
         if len(chosen) == 0:
             n_documents = len(np.unique(self._document[self._contexts]))
             raise DataError(
-                f"no document is on the {part} side of {self.path}: {n_documents} documents, "
+                f"no document is on the {name} side of {self.path}: {n_documents} documents, "
                 f"{self.record.heldout:g} of them held out; harvest more documents or another share"
             )
         view = copy.copy(self)
-        view.split_name = part
+        view.split_name = name
         view._show(chosen)
         return view
 
