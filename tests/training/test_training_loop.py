@@ -97,15 +97,15 @@ def test_multiplying_the_activations_changes_no_measurement(config: DictionaryCo
 def test_training_lowers_the_error_and_the_result_takes_raw_activations(
     config: DictionaryConfig, tmp_path: Path
 ) -> None:
-    run = train(data(2048), [config], Training(n_tokens=60_000, batch_size=128, lr=5e-3), out=tmp_path)[0]
+    run = train(data(2048), [config], Training(n_tokens=40_000, batch_size=128, lr=8e-3), out=tmp_path)[0]
     x = data(512, seed=1)
     fvu = float((x - run.dictionary(x)).square().sum() / (x - x.mean(dim=0)).square().sum())
     assert fvu < 0.15
     assert fvu == pytest.approx(run.metrics[-1]["fvu"], rel=0.3)
     assert run.folder == tmp_path / config.run_name
     assert torch.equal(load_dictionary(run.folder)(x), run.dictionary(x))
-    assert run.dictionary.provenance["tokens_seen"] == 60_032
-    assert run.dictionary.provenance["training"]["lr"] == 5e-3
+    assert run.dictionary.provenance["tokens_seen"] == 40_064
+    assert run.dictionary.provenance["training"]["lr"] == 8e-3
 
 
 def test_a_dictionary_does_not_depend_on_its_companions(tmp_path: Path) -> None:
