@@ -7,7 +7,7 @@ import torch
 from tiny_models import N_VOCABULARY, texts
 
 from sparsight.errors import ModelError, UndefinedMetric
-from sparsight.models import LanguageModel, Site, prediction
+from sparsight.models import LanguageModel, Site, Tokens, prediction
 
 
 @pytest.mark.usefixtures("exact")
@@ -46,6 +46,15 @@ def test_padding_does_not_change_the_loss(causal_lm: LanguageModel) -> None:
     for row, text in enumerate(together):
         alone = causal_lm.loss(causal_lm.tokenize(text), reduction="none")[0]
         torch.testing.assert_close(losses[row, : len(alone)], alone, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("exact")
+def test_padding_on_the_left_gives_the_same_loss(causal_lm: LanguageModel) -> None:
+    """The first real token of a row follows padding: nothing predicts it, and it must not count."""
+    right = causal_lm.tokenize(texts(4, seed=4))
+    order = right.mask.to(torch.int8).argsort(dim=1, stable=True)
+    left = Tokens(*(part.gather(1, order) for part in (right.ids, right.mask, right.special)))
+    torch.testing.assert_close(causal_lm.loss(left), causal_lm.loss(right), rtol=0, atol=1e-10)
 
 
 def test_a_model_that_says_nothing_pays_the_log_of_the_vocabulary(tiny) -> None:
