@@ -114,6 +114,19 @@ def test_a_text_that_suffices_makes_no_remark(tmp_path):
     assert said == []
 
 
+def test_progress_and_remarks_go_to_stderr(tmp_path, capsys):
+    collect(tmp_path / "store", ["5 6 7", "8"], progress=True)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "4/1500" in said.err
+    assert "fewer than the 1,500 asked for" in said.err
+
+
+def test_one_string_is_not_taken_for_a_list_of_letters(tmp_path):
+    with pytest.raises(ValueError, match="put it into a list"):
+        collect(tmp_path / "store", "5 6 7")
+
+
 @pytest.mark.parametrize("documents", [[], [""], ["", " "]])
 def test_no_text_is_refused_and_nothing_is_left(tmp_path, documents):
     with pytest.raises(DataError, match="no tokens"):

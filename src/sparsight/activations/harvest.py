@@ -70,6 +70,8 @@ def harvest(
         DataError: there is no text, labels do not fit, or an activation is not finite or too large for `dtype`.
         StoreError: `out` holds something else, was begun under other settings, or the disk is full.
     """
+    if isinstance(documents, str):
+        raise ValueError("documents must be several texts, got one string; put it into a list")
     wanted = _sites(sites)
     settings = _settings(lm, wanted, n_tokens, context, dtype, batch_size, heldout, split_seed, shard_rows)
     remark = notify or _print_remark
