@@ -31,7 +31,7 @@ def compare(
     from sparsight.activations import ActivationStore
     from sparsight.formats import load_dictionary
 
-    measured = load_dictionary(dictionary)
+    measured = load_dictionary(dictionary).to(options.place(device))
     store = ActivationStore(activations)
     store.verify()
     lm = options.model_for(store, model, no_model, device)

@@ -37,7 +37,7 @@ def evaluate(
     from sparsight.activations import ActivationStore
     from sparsight.formats import load_dictionary
 
-    measured = load_dictionary(dictionary)
+    measured = load_dictionary(dictionary).to(options.place(device))
     store = ActivationStore(activations)
     store.verify()
     lm = options.model_for(store, model, no_model, device)

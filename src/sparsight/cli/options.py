@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from sparsight.activations import ActivationStore
     from sparsight.models import LanguageModel
 
@@ -33,3 +35,10 @@ def model_for(store: "ActivationStore", name: str | None, without: bool, device:
         return load_model(name if name is not None else store.model, device=device)
     except ModelError as error:
         raise ModelError(f"{error} (give --model NAME, or --no-model to leave the loss out)") from error
+
+
+def place(device: str) -> "torch.device":
+    """The device a flag names; CUDA for "auto" where there is one."""
+    import torch
+
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
