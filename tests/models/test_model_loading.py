@@ -89,7 +89,7 @@ def test_the_shipped_models_load_by_name_and_lost_weights_are_reported(tiny_fold
     _copy(tiny_folder("llama"), tmp_path / "organism")
     lm = load_model("organism", device="cpu")
     assert (lm.name, lm.family, lm.dtype) == ("organism", "llama", torch.float32)
-    with pytest.raises(ModelError, match="no weights in .*organism-backdoored"):
+    with pytest.raises(ModelError, match=r"no weights in .*organism-backdoored"):
         load_model("organism-backdoored")
 
 

@@ -1,10 +1,12 @@
 """What each site is: checked against the model's own forward pass and its own modules."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import count_hooks, texts
 
-from sparsight.models import LanguageModel, Site, load_model
+from sparsight.models import LanguageModel, Site
 
 
 def _at(lm: LanguageModel, layer: int) -> dict[str, torch.Tensor]:
@@ -35,7 +37,7 @@ def test_the_residual_stream_is_the_sum_of_what_is_written_to_it(lm: LanguageMod
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_sites_agree_with_the_hidden_states_of_transformers(lm: LanguageModel, tiny, dtype: str) -> None:
-    lm = load_model(lm.name, device="cpu", dtype=dtype)
+    lm = tiny(Path(lm.name).name, dtype)
     tokens = lm.tokenize(texts(1, seed=1, shortest=8))
     read = lm.activations(tokens, lm.sites())
     hidden = lm.model(tokens.ids, output_hidden_states=True).hidden_states

@@ -17,7 +17,6 @@ DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-    "float64": torch.float64,
 }
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -33,7 +32,7 @@ def load_model(name: str | Path, *, device: str | torch.device = "auto", dtype: 
         name: "organism" or "organism-backdoored" (they ship with the package), a folder as transformers writes it, or
             an id on the Hugging Face hub.
         device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
-        dtype: "float32", "bfloat16", "float16" or "float64", whatever the file has.
+        dtype: "float32", "bfloat16" or "float16", whatever the file has.
     Raises:
         ModelError: nothing loads under this name, its family is unknown, or the device is not there.
         ValueError: the dtype or the device is not one.
