@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sparsight.codes import SparseCode
 from sparsight.models import Site
 
-
 # mypy takes an int where a float is asked for; the run-time checks of the tests do not.
 Number = float | int
 

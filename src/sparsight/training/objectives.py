@@ -17,7 +17,6 @@ from sparsight.dictionaries import AbstractDictionary, JumpReLU, JumpReLUDiction
 from sparsight.dictionaries.jumprelu import jump, step
 from sparsight.training.sparse_step import sparse_top_k
 
-
 # Weight of `(L0 / target - 1)^2`. The FVU pulls L0 away from its target; at weight 1 it moved a target far below the
 # data's own L0 by 16 %, at 4 by 3.5 %, with the same FVU where the target suits the data (docs/training.md).
 TARGET_WEIGHT = 4.0
