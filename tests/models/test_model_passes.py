@@ -25,10 +25,21 @@ def test_padding_does_not_change_the_activations_of_real_tokens(lm: LanguageMode
 
 def test_what_stands_under_padding_does_not_matter(lm: LanguageModel) -> None:
     batch = lm.tokenize(texts(4, seed=1))
-    other = Tokens(batch.ids.masked_fill(~batch.mask, N_VOCABULARY - 1), batch.mask, batch.special)
+    other = Tokens(batch.ids.masked_fill(~batch.mask, -100), batch.mask, batch.special)
     sites = [Site(1, "resid_post")]
     clean, changed = (lm.activations(tokens, sites)[sites[0]] for tokens in (batch, other))
     torch.testing.assert_close(changed[batch.mask], clean[batch.mask], rtol=0, atol=1e-12)
+
+
+def test_padding_raises_no_false_alarm_in_transformers(lm: LanguageModel) -> None:
+    """transformers warns of the padding token without a mask; under causal attention there is nothing to warn of."""
+    batch, seen = lm.tokenize(texts(4, seed=1)), []
+    handle = lm.model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs), with_kwargs=True)
+    try:
+        lm.activations(batch, [Site(0, "resid_pre")])
+    finally:
+        handle.remove()
+    assert "attention_mask" in seen[0] or lm.model.config.pad_token_id not in seen[0]["input_ids"]
 
 
 @pytest.mark.usefixtures("exact")

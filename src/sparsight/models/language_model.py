@@ -154,7 +154,7 @@ class LanguageModel:
         edits: Mapping[Site, Edit] | None = None,
         reduction: Literal["mean", "none"] = "mean",
     ) -> Float[Tensor, "..."]:
-        """Next-token cross-entropy in nats, computed in float32 (float64 for a float64 model).
+        """Next-token cross-entropy in nats, computed in float32.
 
         A token counts if it is real and follows a real token; special tokens count as the model was trained on them.
 
@@ -271,7 +271,9 @@ class LanguageModel:
         """
         self._check_tokens(tokens)
         tokens = tokens.to(self.device)
-        inputs: dict[str, Any] = {"input_ids": tokens.ids}
+        # Anything but the padding token may stand under padding: transformers warns where it sees that without a mask.
+        filler = 1 if self.model.config.pad_token_id == 0 else 0
+        inputs: dict[str, Any] = {"input_ids": tokens.ids.masked_fill(~tokens.mask, filler)}
         padded_right = not bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any())
         if not padded_right or (not self.has_causal_loss and not bool(tokens.mask.all())):
             inputs["attention_mask"] = tokens.mask.long()
@@ -287,7 +289,8 @@ class LanguageModel:
             raise ValueError(f"expected at least one token, got ids of shape {[n, length]}")
         if length > self.max_context:
             raise ValueError(f"the model reads at most {self.max_context} tokens, got {length}; cut the texts")
-        highest, lowest = int(tokens.ids.max()), int(tokens.ids.min())
+        real = tokens.ids.masked_fill(~tokens.mask, 0)
+        highest, lowest = int(real.max()), int(real.min())
         if lowest < 0 or highest >= self.n_vocabulary:
             raise ValueError(
                 f"token ids must be in [0, {self.n_vocabulary}), got {lowest} to {highest}; use this model's tokenizer"
