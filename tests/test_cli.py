@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.tiny_models import save_tiny, texts
 
 from sparsight.cli import main
 
@@ -42,7 +43,7 @@ def test_evaluate_prints_one_json_object_with_the_headline_numbers(folder, dicti
     assert run("evaluate", dictionary, "--activations", folder / "store", "--json", "--quiet") == 0
     result = json.loads(capsys.readouterr().out)
     assert 0 < result["fvu"]["value"] < 1
-    assert 0 < result["l0"]["mean"] <= 8
+    assert 0 < result["l0"]["mean"]["value"] <= 8
 
 
 def test_compare_orders_pursuit_below_refit_below_encoder(folder, dictionary, capsys):
@@ -219,3 +220,32 @@ def test_ctrl_c_during_training_can_be_resumed_to_the_same_dictionary(folder, tm
 
     (left,), (right,) = whole.glob("*/dictionary.safetensors"), cut.glob("*/dictionary.safetensors")
     assert left.read_bytes() == right.read_bytes()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_a_model_of_another_family_passes_through_the_same_commands(family, tmp_path, capsys):
+    model = save_tiny(family, tmp_path / family)
+    (tmp_path / "text.txt").write_text("\n\n".join(texts(120, seed=0, shortest=4)))
+    store, out = tmp_path / "store", tmp_path / "dictionaries"
+    harvest = ("harvest", "--model", model, "--text", tmp_path / "text.txt", "--site", "1.resid_post", "--tokens", 600)
+    assert run(*harvest, "--out", store, "--quiet") == 0
+    train = ("train", "--activations", store, "--latents", 64, "--k", 4, "--tokens", 6_000, "--batch-size", 64)
+    assert run(*train, "--out", out, "--quiet") == 0
+    capsys.readouterr()
+    report = tmp_path / "report.html"
+    assert run("evaluate", *out.glob("topk*"), "--activations", store, "--report", report, "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == str(model)
+    assert 0 < result["fvu"]["value"] < 1
+    assert result["loss"]["added"]["value"] is not None
+    assert report.stat().st_size > 100_000
+
+
+def test_code_writes_one_file_and_resumes_nothing_that_is_whole(folder, dictionary, tmp_path, capsys):
+    out = tmp_path / "codes.safetensors"
+    arguments = ("code", dictionary, "--activations", folder / "store", "--coder", "gradient_pursuit", "--k", 4)
+    assert run(*arguments, "--out", out, "--json", "--quiet") == 0
+    assert json.loads(capsys.readouterr().out)["n_rows"] == 12_000
+    code, line = refusal(capsys, *arguments, "--out", out, "--quiet")
+    assert code == 1
+    assert "exists" in line

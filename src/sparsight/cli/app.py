@@ -35,7 +35,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool | None) -> None:
     if asked:
         typer.echo(f"sparsight {__version__}")
         raise typer.Exit()
@@ -44,8 +44,9 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = None,
 ) -> None:
     """Sparse dictionaries for neural activations, from harvest to causal test."""
 

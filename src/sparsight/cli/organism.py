@@ -18,7 +18,7 @@ def train(
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
 ) -> None:
-    """Rebuild both models from the seed: about 20 minutes on two quiet CPU cores.
+    """Rebuild both models from the seed: about 15 minutes on a quiet CPU core.
 
     Example: sparsight organism train --out weights --seed 0
     """
@@ -39,6 +39,7 @@ def describe(
         typer.Option("--weights", help="Folder written by `organism train`; the shipped weights if absent."),
     ] = None,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """List the features and the mixture, and measure what both models can do on held-out documents.
 
@@ -46,7 +47,7 @@ def describe(
     """
     from sparsight.models.organism.report import describe_organism, to_table
 
-    described = describe_organism(weights, n_documents=documents, seed=seed)
+    described = describe_organism(weights, n_documents=documents, seed=seed, progress=not quiet)
     typer.echo(json.dumps(described, ensure_ascii=False) if as_json else to_table(described))
 
 
