@@ -88,14 +88,14 @@ def coder_figures(comparisons: Mapping[str, Comparison]) -> list[Figure]:
     for name, comparison in comparisons.items():
         arms = list(dict.fromkeys(record.arm for record in comparison.arms))
         series = [_arm(comparison, arm, slot) for slot, arm in enumerate(arms)]
-        ticks = sorted({round(x) for s in series for x in s.x if round(x) >= 1})
+        ticks = sorted({r.k for r in comparison.arms if isinstance(r.k, int)})
         figures.append(
             Figure(
                 title=f"Coders with the atoms of {name}",
                 caption="The same atoms coded in several ways, at equal numbers of latents per token. Refitting "
                 "changes values only; pursuit chooses latents too. Whiskers: 95 % intervals over documents.",
                 drawing=line_chart(
-                    series, x_label="L0", y_label="FVU", x_log=True, x_ticks=ticks if len(ticks) <= 8 else None
+                    series, x_label="L0", y_label="FVU", x_log=True, x_ticks=ticks if 2 <= len(ticks) <= 8 else None
                 ),
             )
         )

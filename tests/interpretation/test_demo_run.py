@@ -1,0 +1,97 @@
+"""The demo from end to end, on a plan small enough for a test."""
+
+import json
+import re
+
+import pytest
+
+from sparsight.errors import DataError
+from sparsight.studies import DemoRecord, demo, run_demo
+from sparsight.studies.demo_record import claims_of
+
+TINY = demo.Plan(n_stored=6_000, n_trained=8_192, batch_size=512, lr=3e-3, ks=(8, 16), n_compared=1024)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(demo, "FAST", TINY)
+    result = run_demo(tmp_path_factory.mktemp("demo") / "out", fast=True, device="cpu", progress=False)
+    yield result
+    patch.undo()
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_record_on_disk_is_the_record_returned(finished):
+    written = DemoRecord.model_validate_json((finished.folder / "results.json").read_text())
+    assert written == finished.record
+    assert json.loads(finished.to_json())["report"] == str(finished.report)
+
+
+def test_the_page_shows_the_numbers_of_the_record(finished):
+    html = finished.report.read_text()
+    for evaluation in finished.record.evaluations.values():
+        assert f"{evaluation.fvu.value:.3g}" in html
+    assert "sparsight demo --out" in html
+    latents = re.findall(r'id="topk-latent-(\d+)"', html)
+    shown = {int(latent) for latent in latents}
+    assert {row.latent for row in finished.record.features["TopK"].rows} <= shown
+    assert len(shown) >= 60
+
+
+def test_pursuit_explains_more_than_refitting_which_explains_more_than_the_encoder(finished):
+    at_16 = {arm.arm: arm.fvu.value for arm in finished.record.comparison.arms if arm.k == 16}
+    assert at_16["pursuit"] < at_16["refit"] < at_16["encoder"]
+
+
+def test_a_finished_demo_is_opened_and_nothing_in_it_changes(finished):
+    before = contents(finished.folder)
+    again = run_demo(finished.folder, fast=True, device="cpu", progress=False)
+    assert again.found
+    assert again.record == finished.record
+    assert contents(finished.folder) == before
+
+
+def test_a_demo_with_other_settings_is_refused_and_left_as_it_was(finished):
+    before = contents(finished.folder)
+    with pytest.raises(DataError, match="something else"):
+        run_demo(finished.folder, fast=True, seed=1, device="cpu", progress=False)
+    assert contents(finished.folder) == before
+
+
+def test_an_unfinished_demo_goes_on_from_its_dictionaries(finished):
+    results = finished.folder / "results.json"
+    weights = finished.folder / "dictionaries" / "topk-1024-k16" / "dictionary.safetensors"
+    results.unlink()
+    before = weights.stat().st_mtime_ns
+    again = run_demo(finished.folder, fast=True, device="cpu", progress=False)
+    assert not again.found
+    assert weights.stat().st_mtime_ns == before
+    for name, evaluation in finished.record.evaluations.items():
+        assert again.record.evaluations[name].fvu == evaluation.fvu
+
+
+def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="another folder"):
+        run_demo(tmp_path, fast=True, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_claim_that_the_run_does_not_show_is_said_not_to_hold(finished):
+    record = finished.record
+    topk = record.evaluations["TopK"]
+    worse = topk.model_copy(update={"fvu": topk.fvu.model_copy(update={"value": 0.3})})
+    better = topk.model_copy(update={"fvu": topk.fvu.model_copy(update={"value": 0.05})})
+    for evaluation, holds in ((worse, False), (better, True)):
+        claims = claims_of({"TopK": evaluation}, record.comparison, {})
+        assert next(claim for claim in claims if "FVU at most" in claim.text).holds is holds
+
+
+def test_the_table_names_every_claim_and_where_the_page_is(finished):
+    table = finished.to_table().replace("\n", " ")
+    assert table.count(" yes") + table.count(" NO") == len(finished.record.claims)
+    assert str(finished.report) in finished.to_table().replace("\n", "")
