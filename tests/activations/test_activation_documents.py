@@ -42,6 +42,13 @@ def test_an_article_with_its_sections_is_one_document(tmp_path):
     assert second.split() == ["=", "Second", "=", "Words", "of", "the", "second", "."]
 
 
+@pytest.mark.parametrize(
+    "line", [" = = Section = \n\n", " = Section = = \n\n", " = 2 = \nand more\n\n", "a\n = 2 = \n\n"]
+)
+def test_a_line_that_is_no_title_begins_no_document(tmp_path, line):
+    assert len(read(tmp_path, "a.txt", WIKITEXT + "\n" + line + "text")) == 2
+
+
 def test_text_before_the_first_title_is_a_document_of_its_own(tmp_path):
     assert len(read(tmp_path, "a.txt", "preface\n" + WIKITEXT)) == 3
 

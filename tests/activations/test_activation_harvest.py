@@ -52,6 +52,7 @@ def test_rows_are_the_tokens_of_the_documents_in_order(tmp_path):
     store = collect(tmp_path / "store")
     rows, owners = naive_rows(texts(100), 16)
     assert len(store) == 1500
+    assert {file.suffix for file in store.path.iterdir()} == {".safetensors", ".json"}  # no journal, nothing temporary
     assert torch.equal(store.rows(SITE, slice(None)), rows[:1500])
     assert torch.equal(store.rows(SITES[1], slice(None)), -rows[:1500, :6])
     where = store.tokens(slice(None))
@@ -316,6 +317,8 @@ def test_a_journal_line_that_was_cut_off_is_dropped(tmp_path):
     for kept in (0, 1, len(lines) - 1):
         journal.write_bytes(b"".join(lines[:kept]) + lines[kept][:25])
         (tmp_path / "store" / "store.json").unlink(missing_ok=True)
+        with pytest.raises(Broken):  # what is appended now must not be glued to the line that was cut
+            collect(tmp_path / "store", breaking(texts(100), 80), resume=True)
         collect(tmp_path / "store", resume=True)
         assert contents(tmp_path / "store") == contents(whole.path)
 

@@ -126,6 +126,13 @@ def test_rows_from_disk_are_mixed_across_the_store(store):
         assert (places.diff() < 0).float().mean() > 0.3  # a sorted batch would have none
 
 
+def test_other_blocks_meet_in_each_epoch(store):
+    """1,000 rows in chunks of 96: were the blocks in one order for ever, the same rows would meet again."""
+    rows = rows_of(stream("disk", store, 1), 2000)
+    first, second = ({tuple(row) for row in rows[begin : begin + 96].tolist()} for begin in (0, 1000))
+    assert len(first & second) < 48
+
+
 def test_a_permutation_in_memory_is_uniform():
     """Each of the six orders of three rows comes equally often: a chi-square over 600 epochs."""
     s = ActivationStream(torch.arange(3.0)[:, None], batch_size=3)

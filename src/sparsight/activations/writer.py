@@ -82,10 +82,7 @@ class StoreWriter:
             self.n_rows = sum(shard.rows for shard in self.shards)
         else:
             (self.folder / JOURNAL).unlink()
-        known = {shard.file for shard in self.shards}
-        for file in [*self.folder.glob("shard-*.safetensors"), *self.folder.glob("*.tmp")]:
-            if file.name not in known:  # written, but not journaled: it will be written again, the same
-                file.unlink()
+        # A file that was written but not journaled is written again under the same name, with the same bytes.
 
     def _refuse_other(self, there: Settings) -> None:
         if differences := there.differences(self.settings):
