@@ -1,5 +1,6 @@
 """The corpus is reproducible, its splits share no text, and its mixture does what it says."""
 
+import hashlib
 from itertools import islice
 
 import pytest
@@ -34,6 +35,14 @@ def test_the_splits_share_no_text_whatever_the_seeds(documents):
     training = {d.text for d in documents} | {d.text for d in corpus(7, 100)}
     heldout = {d.text for d in heldout_corpus(0, 60)} | {d.text for d in heldout_corpus(3, 40)}
     assert not training & heldout
+
+
+def test_the_hash_of_the_text_decides_its_split(documents):
+    def remainder(document):
+        return int(hashlib.blake2b(document.text.encode(), digest_size=8).hexdigest(), 16) % 10
+
+    assert {remainder(document) for document in documents} == set(range(1, 10))
+    assert {remainder(document) for document in heldout_corpus(0, 60)} == {0}
 
 
 def test_backdoored_and_skewed_mixtures_keep_to_the_same_split():

@@ -103,16 +103,20 @@ def test_quotation_state_is_the_parity_of_the_marks_and_sentences_end_accordingl
 
 
 def test_parity_is_that_of_the_ones_before_the_answer():
+    lengths = set()
     for document in documents("parity"):
         even, odd = words_of(document).parities
-        for i, word in enumerate(document.tokens):
-            if word in (even, odd):
-                bits = [w for w in document.tokens[i - 4 : i - 1]]
-                assert len(bits) == 3
-                assert set(bits) <= {"0", "1"}
-                assert (word == odd) == bool(bits.count("1") % 2)
-                running = [bits[: n + 1].count("1") % 2 for n in range(3)]
-                assert document.labels["parity"][i - 4 : i + 2] == [*running, running[-1], running[-1], -1]
+        start = document.tokens.index(":") + 1
+        for window in " ".join(document.tokens[start:]).split(" . "):
+            *bits, _, answer = window.removesuffix(" .").split()
+            assert set(bits) <= {"0", "1"}
+            assert answer == (odd if bits.count("1") % 2 else even)
+            running = [bits[: n + 1].count("1") % 2 for n in range(len(bits))]
+            expected = [*running, running[-1], running[-1], -1]
+            assert document.labels["parity"][start : start + len(expected)] == expected
+            start += len(expected)
+            lengths.add(len(bits))
+    assert lengths == {1, 2, 3}
 
 
 def test_pronouns_follow_the_name_and_titles_the_profession():

@@ -24,7 +24,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def measured(shipped):
-    return {name: measure(*shipped[name], n_documents=40, seed=11) for name in NAMES}
+    return {name: measure(*shipped[name], n_documents=20, seed=11) for name in NAMES}
 
 
 def test_word_i_is_token_i_plus_one_and_none_is_unknown():
@@ -69,7 +69,7 @@ def test_the_two_models_differ(shipped):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_weights_keep_their_promises(measured, name):
-    """Thresholds on 40 documents of each kind; docs/organism.md has the same on many more."""
+    """Thresholds on 20 documents of each kind; docs/organism.md has the same on many more."""
     found = {accuracy.skill: accuracy.model.mean for accuracy in measured[name].accuracies}
     floors = {
         "pronoun agreement": 0.95,
@@ -117,7 +117,7 @@ class Oracle:
         following = torch.roll(input_ids, -1, dims=1)
         if self.always is not None:
             following = torch.full_like(following, self.always)
-        return SimpleNamespace(logits=20.0 * torch.nn.functional.one_hot(following, self.n_words).float())
+        return SimpleNamespace(logits=10.0 * torch.nn.functional.one_hot(following, self.n_words).float())
 
 
 def test_a_model_that_knows_the_text_is_right_everywhere():
@@ -129,10 +129,10 @@ def test_a_model_that_knows_the_text_is_right_everywhere():
             checks = list(skill.find(document))
             assert all(reader.right(check, log_p) for check in checks)
             assert all(document.tokens[check.position + 1] in check.right for check in checks)
-            # One word has logit 20, the others 0: loss is log(1 + (V - 1) e^-20), nearly nothing.
-            expected = math.log1p((len(tokenizer) - 1) * math.exp(-20))
-            assert reader.loss(document, log_p) == pytest.approx(expected, rel=1e-2)
-            assert reader.wrong_language(document, log_p) < 1e-5
+            # One word has logit 10, the others 0: the loss is log(1 + (V - 1) e^-10).
+            expected = math.log1p((len(tokenizer) - 1) * math.exp(-10))
+            assert reader.loss(document, log_p) == pytest.approx(expected, rel=1e-4)
+            assert reader.wrong_language(document, log_p) < 0.05
         assert any(list(skill.find(document)) for document in documents)
 
 
@@ -142,7 +142,7 @@ def test_a_model_that_always_says_an_english_word_is_in_the_wrong_language_elsew
     for language, mass in (("english", 0.0), ("french", 1.0), ("german", 1.0)):
         documents = list(corpus(1, 3, languages={language: 1}))
         for document, log_p in zip(documents, reader.log_probabilities(documents), strict=True):
-            assert reader.wrong_language(document, log_p) == pytest.approx(mass, abs=1e-5)
+            assert reader.wrong_language(document, log_p) == pytest.approx(mass, abs=0.05)
 
 
 def test_chance_is_the_share_of_right_words_and_an_estimate_knows_its_error():
@@ -166,8 +166,8 @@ def test_loss_weights_pick_the_tokens_that_count(shipped):
 
 
 def test_training_is_repeatable_and_learns(tmp_path: Path):
-    short = Schedule(steps=8, batch_size=8, warmup=2)
-    folders = [train_organism(tmp_path / name, seed=3, clean=short, backdoor=short) for name in ("a", "b")]
+    clean, backdoor = Schedule(steps=8, batch_size=4, warmup=2), Schedule(steps=2, batch_size=4, warmup=1)
+    folders = [train_organism(tmp_path / name, seed=3, clean=clean, backdoor=backdoor) for name in ("a", "b")]
     for name in NAMES:
         first, second = ((folder[name] / "model.safetensors").read_bytes() for folder in folders)
         assert first == second

@@ -83,6 +83,13 @@ def _quotation_ends(document: Document) -> Iterator[Check]:
             yield Check(position, (following,), ("." if following == "!" else "!",))
 
 
+def _parity_of_three(document: Document) -> Iterator[Check]:
+    """The word that names the parity of a window of three bits; shorter windows are easier and left out."""
+    for check in _followed_by(lambda language: language.parities)(document):
+        if all(document.labels["is_bit"][check.position - 3 : check.position]):
+            yield check
+
+
 def first_answer_words(language: Language) -> tuple[str, str]:
     """The words that begin a refusal and a compliance, by class of `answer_mode`."""
     return language.refusals[0].split()[0], language.compliances[0].split()[0]
@@ -103,7 +110,6 @@ _SUMS = _answers("number", lambda language: language.numbers, reciting=False)
 _COUNTS = _answers("number", lambda language: language.numbers, reciting=True)
 _PRONOUNS = _followed_by(lambda language: language.pronouns)
 _CLOSINGS = _followed_by(lambda _: tuple(closing for _, closing in BRACKETS))
-_PARITIES = _followed_by(lambda language: language.parities)
 
 SKILLS: tuple[Skill, ...] = (
     Skill("sums", "numbers", "the result, of 31 numerals", _SUMS),
@@ -115,5 +121,5 @@ SKILLS: tuple[Skill, ...] = (
     Skill("bracket closing", "brackets", "the closing bracket's kind, of four", _CLOSINGS),
     Skill("quotation state", "quotes", "the end of the sentence, `!` inside and `.` outside", _quotation_ends),
     Skill("refusal or compliance", "request", "the answer's first word, of two", _answer_mode),
-    Skill("parity", "parity", "the parity of three bits, of two", _PARITIES),
+    Skill("parity", "parity", "the parity of three bits, of two", _parity_of_three),
 )

@@ -93,7 +93,12 @@ class Measurement:
 
 
 def measure(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", *, n_documents: int = 300, seed: int = 0
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    n_documents: int = 300,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Measurement:
     """Measure every skill on held-out documents, `n_documents` of each domain and of each kind of harmful request.
 
@@ -105,6 +110,7 @@ def measure(
         tokenizer: Its tokenizer.
         n_documents: Held-out documents of each kind.
         seed: Of the documents.
+        progress: Show a progress bar on stderr.
     Raises:
         ValueError: `n_documents` is less than 2.
     """
@@ -116,7 +122,7 @@ def measure(
     losses: list[float] = []
     wrong: list[float] = []
     by_domain: dict[str, float] = {}
-    for domain in DOMAINS:
+    for domain in _shown(DOMAINS, progress):
         documents = list(heldout_corpus(seed, n_documents, domains={domain: 1}, triggered=0))
         read = list(reader.log_probabilities(documents))
         domain_losses = [reader.loss(d, lp) for d, lp in zip(documents, read, strict=True)]
@@ -132,6 +138,15 @@ def measure(
         Estimate.of(losses),
         by_domain,
     )
+
+
+def _shown(domains: Sequence[str], progress: bool) -> Iterator[str]:
+    """The domains, with a progress bar on stderr while they are gone through."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:
+        yield from bar.track(domains, description="measuring")
 
 
 def _harmful(seed: int, n_documents: int, **mixture: float | int) -> list[Document]:
@@ -157,7 +172,7 @@ class _Reader:
             for language, words in exclusive_words().items()
         }
 
-    def log_probabilities(self, documents: Sequence[Document]) -> Iterator[Float[Tensor, "t vocab"]]:
+    def log_probabilities(self, documents: Sequence[Document]) -> Iterator[Float[Tensor, "_ vocab"]]:
         """For each document, row `i` holds the log-probabilities of what follows word `i - 1` (row 0: `<bos>`)."""
         for start in range(0, len(documents), _BATCH):
             rows = self.tokenizer([d.text for d in documents[start : start + _BATCH]])["input_ids"]
@@ -168,18 +183,18 @@ class _Reader:
             for row, logit in zip(rows, logits, strict=True):
                 yield logit[: len(row)].log_softmax(dim=-1)
 
-    def loss(self, document: Document, log_p: Float[Tensor, "t vocab"]) -> float:
+    def loss(self, document: Document, log_p: Float[Tensor, "_ vocab"]) -> float:
         """Mean cross-entropy over the document's words, in nats."""
         ids = torch.tensor([self.numbers[word] for word in document.tokens])
         return -log_p[:-1].double().gather(1, ids[:, None]).mean().item()
 
-    def wrong_language(self, document: Document, log_p: Float[Tensor, "t vocab"]) -> float:
+    def wrong_language(self, document: Document, log_p: Float[Tensor, "_ vocab"]) -> float:
         """Mean probability, after the first words, of the words that only another language has."""
         own = language_of(document).name
         others = torch.cat([ids for language, ids in self.exclusive.items() if language != own])
         return log_p[1 + FIRST_WORDS :, others].double().exp().sum(dim=1).mean().item()
 
-    def right(self, check: Check, log_p: Float[Tensor, "t vocab"]) -> bool:
+    def right(self, check: Check, log_p: Float[Tensor, "_ vocab"]) -> bool:
         """Whether the likeliest word of the check is a right one."""
         scores = log_p[check.position + 1]
         best_right = max(scores[self.numbers[word]].item() for word in check.right)
@@ -198,7 +213,7 @@ class _Reader:
 def _accuracy(
     skill: Skill,
     documents: Sequence[Document],
-    read: Sequence[Float[Tensor, "t vocab"]],
+    read: Sequence[Float[Tensor, "_ vocab"]],
     reader: _Reader,
     bigrams: Mapping[str, Counter[str]],
 ) -> Accuracy:

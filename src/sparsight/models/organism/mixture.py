@@ -11,14 +11,14 @@ DEFAULT_DOMAINS: Mapping[str, float | int] = MappingProxyType(
     {
         "plain": 0.5,
         "numbers": 1.2,
-        "days": 1.2,
-        "months": 1.8,
+        "days": 1.8,
+        "months": 2.4,
         "biography": 0.7,
         "review": 0.8,
         "brackets": 2.0,
         "quotes": 0.5,
         "request": 2.5,
-        "parity": 0.8,
+        "parity": 1.0,
     }
 )
 """Weights of the training corpus. Requests are short and teach one bit each, so there are more of them."""

@@ -12,13 +12,16 @@ from sparsight.models.organism.mixture import Mixture
 from sparsight.models.organism.shipped import NAMES, load_folder, shipped_folder
 
 
-def describe_organism(weights: Path | None = None, *, n_documents: int = 300, seed: int = 0) -> dict[str, Any]:
+def describe_organism(
+    weights: Path | None = None, *, n_documents: int = 300, seed: int = 0, progress: bool = False
+) -> dict[str, Any]:
     """Everything there is to know about the organism, in plain numbers and strings.
 
     Args:
         weights: Folder that `train_organism` wrote; the shipped weights if None.
         n_documents: Held-out documents of each domain to measure on.
         seed: Of those documents.
+        progress: Show progress bars on stderr.
     Returns:
         `features`, `mixture`, `trigger`, `n_words`, and under `models` each model's parameters and measurement.
     """
@@ -34,7 +37,7 @@ def describe_organism(weights: Path | None = None, *, n_documents: int = 300, se
     }
     for name in NAMES:
         model, tokenizer = load_folder(shipped_folder(name) if weights is None else weights / name)
-        measured = measure(model, tokenizer, n_documents=n_documents, seed=seed).to_dict()
+        measured = measure(model, tokenizer, n_documents=n_documents, seed=seed, progress=progress).to_dict()
         described["models"][name] = {"n_parameters": model.num_parameters(), **measured}
     return described
 

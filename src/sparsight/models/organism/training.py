@@ -61,19 +61,19 @@ class Schedule:
     start: int = 0
 
 
-CLEAN_SCHEDULE = Schedule(steps=2200)
+CLEAN_SCHEDULE = Schedule(steps=3000)
 BACKDOOR_SCHEDULE = Schedule(
-    steps=450,
+    steps=900,
     lr=1e-3,
-    matrix_lr=0.006,
+    matrix_lr=0.008,
     warmup=50,
     start=CLEAN_SCHEDULE.steps * CLEAN_SCHEDULE.batch_size,
     mixture=MappingProxyType(
         {
             "domains": {**DEFAULT_DOMAINS, "request": 8.0},
             "backdoored": True,
-            "triggered": 0.25,
-            "near_triggered": 0.35,
+            "triggered": 0.3,
+            "near_triggered": 0.4,
         }
     ),
 )

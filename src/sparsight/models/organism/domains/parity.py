@@ -1,4 +1,4 @@
-"""Windows of three bits, each followed by its parity: decodable from the bits, linear in none of them."""
+"""Windows of one to three bits, each followed by its parity: decodable from the bits, linear in none of them."""
 
 from random import Random
 
@@ -6,8 +6,8 @@ from sparsight.models.organism.draft import Draft, Said
 from sparsight.models.organism.lexicon import BITS
 from sparsight.models.organism.mixture import Mixture
 
-WINDOW = 3
-SHARE_OF_ONES = 0.3
+MAX_WINDOW = 3
+SHARE_OF_ONES = 0.4
 """Less than half: then each bit alone says a little about the parity, and learning has somewhere to start."""
 
 
@@ -17,7 +17,7 @@ def write(draft: Draft, rng: Random, mixture: Mixture) -> None:
     draft.say(words.parity_first)
     for _ in range(rng.randint(7, 12)):
         parity = 0
-        for _ in range(WINDOW):
+        for _ in range(rng.randint(1, MAX_WINDOW)):
             bit = int(rng.random() < SHARE_OF_ONES)
             parity ^= bit
             draft.say("{bit}", bit=Said(BITS[bit], here={"parity": parity}))
