@@ -9,7 +9,9 @@ from sparsight.errors import DataError
 from sparsight.studies import DemoRecord, demo, run_demo
 from sparsight.studies.demo_record import claims_of
 
-TINY = demo.Plan(n_stored=6_000, n_trained=8_192, batch_size=512, lr=3e-3, ks=(8, 16), n_compared=1024)
+TINY = demo.Plan(
+    n_stored=6_000, n_trained=8_192, batch_size=512, lr=3e-3, ks=(8, 16), n_compared=1024, n_labelled=4_000
+)
 
 
 @pytest.fixture(scope="module")

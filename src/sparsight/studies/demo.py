@@ -34,6 +34,7 @@ class Plan:
         lr: Peak learning rate.
         ks: Latents per token at which coders are compared.
         n_compared: Held-out activations coded in each way.
+        n_labelled: Activations of each side of the split among which latents are held against labels.
     """
 
     n_stored: int
@@ -42,11 +43,32 @@ class Plan:
     lr: float
     ks: tuple[int, ...]
     n_compared: int
+    n_labelled: int
 
 
-FULL = Plan(n_stored=400_000, n_trained=1_500_000, batch_size=1024, lr=2e-3, ks=(4, 8, 16, 32), n_compared=16_384)
-FAST = Plan(n_stored=120_000, n_trained=400_000, batch_size=512, lr=3e-3, ks=(8, 16, 32), n_compared=6_144)
-CONFIGS: dict[str, DictionaryConfig] = {"TopK": TopK(1024, k=16), "JumpReLU": JumpReLU(1024, target_l0=16.0)}
+FULL = Plan(
+    n_stored=400_000,
+    n_trained=1_500_000,
+    batch_size=1024,
+    lr=2e-3,
+    ks=(4, 8, 16, 32),
+    n_compared=16_384,
+    n_labelled=60_000,
+)
+FAST = Plan(
+    n_stored=120_000,
+    n_trained=350_000,
+    batch_size=512,
+    lr=3e-3,
+    ks=(8, 16, 32),
+    n_compared=6_144,
+    n_labelled=30_000,
+)
+CONFIGS: dict[str, DictionaryConfig] = {
+    # Runs are short, so a latent counts as dead, and is revived, sooner than by default.
+    "TopK": TopK(1024, k=16, dead_after=20_000),
+    "JumpReLU": JumpReLU(1024, target_l0=16.0, dead_after=20_000),
+}
 
 
 @dataclass(frozen=True)
@@ -169,7 +191,10 @@ def _measure(
         arms = ("encoder", "refit", "pursuit")
         comparison = compare_coders(runs["TopK"].dictionary, store, plan.ks, arms, n_tokens=plan.n_compared, seed=seed)
     with clock("finding the best latent of each labelled feature"):
-        features = {name: best_latents(run.dictionary, store, classes=classes) for name, run in runs.items()}
+        features = {
+            name: best_latents(run.dictionary, store, classes=classes, n_tokens=plan.n_labelled)
+            for name, run in runs.items()
+        }
     return DemoRecord(
         settings=settings,
         seconds={},
