@@ -105,7 +105,8 @@ def test_few_tokens_of_large_norm_rule_the_pooled_figure_and_not_the_token_mean(
 
 def test_activations_that_are_all_equal_are_refused():
     """0.1 is not a binary fraction: the mean of many copies differs from it by rounding."""
-    x = torch.full((37, 5), 0.1)
+    x = torch.full((37, 5), 0.1, dtype=torch.float64)
+    assert (x - x.mean(dim=0)).abs().max() > 0
     with pytest.raises(UndefinedMetric, match="all equal"):
         metrics.fvu(x, x + 1)
     parts = Fvu.of(x[:1], x[:1] + 1) + Fvu.of(x[1:], x[1:] + 1)

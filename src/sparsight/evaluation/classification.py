@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -82,6 +83,21 @@ class SparseColumns:
         dense[self.rows[entries]] = self.values[entries]
         return dense
 
+    @cached_property
+    def latents(self) -> Int64[Tensor, " entries"]:
+        """Latent of each entry."""
+        return torch.arange(self.n_latents).repeat_interleave(self.starts.diff())
+
+    @cached_property
+    def _ties(self) -> tuple[Int64[Tensor, " entries"], Int64[Tensor, " entries"]]:
+        """First entry of the block of ties that each entry is in, and the entry after its last."""
+        n = len(self.values)
+        new = torch.ones(n, dtype=torch.bool)
+        new[1:] = (self.latents[1:] != self.latents[:-1]) | (self.values[1:] != self.values[:-1])
+        bounds = torch.cat([new.nonzero()[:, 0], torch.tensor([n])])
+        block = new.cumsum(0) - 1
+        return bounds[block], bounds[block + 1]
+
     def auroc(
         self, labels: Bool[Tensor, " n_rows"], defined: Bool[Tensor, " n_rows"] | None = None
     ) -> Float64[Tensor, " n_latents"]:
@@ -98,35 +114,22 @@ class SparseColumns:
         if defined is None:
             defined = torch.ones_like(labels)
         n_positive, n_negative = _class_sizes(labels[defined])
-        kept = defined[self.rows]
-        latents = torch.arange(self.n_latents).repeat_interleave(self.starts.diff())[kept]
-        values, positive = self.values[kept], labels[self.rows[kept]]
-        p = torch.bincount(latents[positive], minlength=self.n_latents)
-        n = torch.bincount(latents[~positive], minlength=self.n_latents)
-        zeros_p, zeros_n = n_positive - p, n_negative - n
+        # Entries of positive tokens, and how many entries of negative tokens come before each entry.
+        positive = (labels & defined)[self.rows].nonzero()[:, 0]
+        negative = (~labels & defined)[self.rows]
+        before = torch.cat([self.starts.new_zeros(1), negative.cumsum(0)])
+        owner = self.latents[positive]
+        p, n = _count(owner, self.n_latents), before[self.starts].diff()
         # Twice the number of (positive, negative) pairs in the right order; ties count once. Integers: exact.
+        zeros_p, zeros_n = n_positive - p, n_negative - n
         twice = zeros_p * zeros_n
-        twice += 2 * _count(latents[positive & (values > 0)], self.n_latents) * zeros_n
-        twice += 2 * _count(latents[~positive & (values < 0)], self.n_latents) * zeros_p
-        twice += self._pairs_among_entries(latents, values, positive)
+        twice += 2 * zeros_n * _count(owner[self.values[positive] > 0], self.n_latents)
+        twice += 2 * zeros_p * _count(self.latents[negative & (self.values < 0)], self.n_latents)
+        # Among entries: those of the latent below the block count twice, those in the block once.
+        first, after = (bound[positive] for bound in self._ties)
+        pairs = before[first] + before[after] - 2 * before[self.starts[owner]]
+        twice.index_add_(0, owner, pairs)
         return twice.double() / (2 * n_positive * n_negative)
-
-    def _pairs_among_entries(
-        self, latents: Int64[Tensor, " m"], values: Float[Tensor, " m"], positive: Bool[Tensor, " m"]
-    ) -> Int64[Tensor, " n_latents"]:
-        """Twice the rightly ordered pairs whose members are both non-zero, for each latent."""
-        if len(latents) == 0:
-            return torch.zeros(self.n_latents, dtype=torch.int64)
-        new_block = torch.ones_like(positive)
-        new_block[1:] = (latents[1:] != latents[:-1]) | (values[1:] != values[:-1])
-        block = new_block.cumsum(0) - 1  # entries of one latent and one value
-        n_blocks = int(block[-1]) + 1
-        p, n = _count(block[positive], n_blocks), _count(block[~positive], n_blocks)
-        owner = latents[new_block]
-        below = n.cumsum(0) - n  # negatives in all earlier blocks, other latents' included
-        first = torch.searchsorted(owner, owner)  # the first block of the same latent
-        below = below - below[first]
-        return torch.zeros(self.n_latents, dtype=torch.int64).index_add_(0, owner, p * (2 * below + n))
 
 
 @dataclass(frozen=True)
