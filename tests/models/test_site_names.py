@@ -37,12 +37,6 @@ def test_sites_sort_in_the_order_of_the_pass_and_serve_as_keys() -> None:
 
 
 def test_many_sites_are_described_on_one_line() -> None:
-    some = [
-        Site(None, "embed"),
-        Site(0, "mlp_in"),
-        Site(1, "mlp_in"),
-        Site(2, "attn_z"),
-        Site(2, "mlp_in"),
-        Site(4, "mlp_in"),
-    ]
-    assert describe_sites(some) == "embed; layers 0-1 × mlp_in; layer 2 × attn_z, mlp_in; layer 4 × mlp_in"
+    some = ["embed", "0.mlp_in", "1.mlp_in", "3.mlp_in", "4.attn_z", "4.mlp_in"]
+    described = describe_sites([Site.parse(name) for name in some])
+    assert described == "embed; layers 0-1 × mlp_in; layer 3 × mlp_in; layer 4 × attn_z, mlp_in"
