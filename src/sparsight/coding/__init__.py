@@ -17,12 +17,14 @@ from sparsight.coding.diagnostics import (
 )
 from sparsight.coding.fista import fista
 from sparsight.coding.gradient_pursuit import gradient_pursuit
+from sparsight.coding.kernels.gram import GramTable
 from sparsight.coding.matching_pursuit import matching_pursuit
 from sparsight.coding.orthogonal_matching_pursuit import orthogonal_matching_pursuit
 from sparsight.coding.refit import refit
 from sparsight.coding.scale import fit_scale
 
 __all__ = [
+    "GramTable",
     "OverlapComparison",
     "SmallWeightPrecision",
     "SparseCode",

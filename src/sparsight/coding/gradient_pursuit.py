@@ -6,7 +6,8 @@ from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding.arguments import balanced, check_arrays, check_k, check_tolerance, rounding_floor
-from sparsight.coding.kernels.search import DenseSearch, Search, block_rows
+from sparsight.coding.kernels.choice import SearchMethod, blocks
+from sparsight.coding.kernels.search import Search
 from sparsight.coding.nonnegative_least_squares import least_squares, nonnegative_least_squares
 from sparsight.coding.supports import Supports, times
 
@@ -21,6 +22,7 @@ def gradient_pursuit(
     tol: float = 0.0,
     inner_steps: int = 1,
     polish: bool = False,
+    search: SearchMethod = "auto",
 ) -> SparseCode:
     """Write each row of `x` as a combination of at most `k` atoms, by gradient pursuit.
 
@@ -38,6 +40,8 @@ def gradient_pursuit(
             row stops when only rounding is left.
         inner_steps: Line searches after each choice: 1 is gradient pursuit, more approach orthogonal matching pursuit.
         polish: Solve (non-negative) least squares on the final support.
+        search: How the best atom is found, never which: `"dense"`, `"gram"`, a `GramTable` to use in many calls, or
+            `"auto"` (see `docs/coding.md`).
     Returns:
         Codes in the units of `x`, without gradient. Rows do not depend on the others in their batch beyond rounding.
     Raises:
@@ -51,19 +55,19 @@ def gradient_pursuit(
     check_tolerance(tol)
     if inner_steps < 1:
         raise ValueError(f"inner_steps must be at least 1, got {inner_steps}; 1 is gradient pursuit")
-    n_latents, d = atoms.shape
+    n_latents = atoms.shape[0]
     scaled, scale = balanced(x)
-    codes = []
-    for block in torch.split(scaled, block_rows(n_latents, d, k, x.element_size())):
-        search = DenseSearch(block, atoms, k, nonnegative=nonnegative)
-        codes.append(_pursue(block, search, n_latents, k, nonnegative, tol, inner_steps, polish))
+    codes = [
+        _pursue(block, finder, n_latents, k, nonnegative, tol, inner_steps, polish)
+        for block, finder in blocks(scaled, atoms, k, search, nonnegative=nonnegative)
+    ]
     code = SparseCode.cat(codes)
     return SparseCode(code.indices, code.values * scale, n_latents)
 
 
 def _pursue(
     x: Float[Tensor, "b d"],
-    search: Search,
+    finder: Search,
     n_latents: int,
     k: int,
     nonnegative: bool,
@@ -76,11 +80,11 @@ def _pursue(
     values = x.new_zeros(x.shape[0], k)
     alive = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     for t in range(k):
-        chosen, score = search.best(support.indices[:, :t], values[:, :t])
+        chosen, score = finder.best(support.indices[:, :t], values[:, :t], support.gram[:, :t, :t], alive)
         alive = alive & ((score if nonnegative else score.abs()) > floor)
         if not bool(alive.any()):
             break
-        support.add(search, chosen, alive)
+        support.add(finder, chosen, alive)
         for _ in range(inner_steps):
             moved = _line_search(support, values[:, : t + 1], nonnegative)
             values[:, : t + 1] = torch.where(alive.unsqueeze(1), moved, values[:, : t + 1])

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding.arguments import balanced, check_arrays, check_k, check_tolerance, rounding_floor
-from sparsight.coding.kernels.search import DenseSearch, Search, block_rows
+from sparsight.coding.kernels.choice import SearchMethod, blocks
+from sparsight.coding.kernels.search import Search
 
 
 @torch.no_grad()
@@ -17,6 +18,7 @@ def matching_pursuit(
     *,
     nonnegative: bool = True,
     tol: float = 0.0,
+    search: SearchMethod = "auto",
 ) -> SparseCode:
     """Write each row of `x` as a combination of at most `k` atoms, by matching pursuit.
 
@@ -31,6 +33,8 @@ def matching_pursuit(
         nonnegative: Values at least 0; else of either sign.
         tol: Stop a row once no inner product exceeds `tol` times the norm of the row. At 0 a row stops when only
             rounding is left.
+        search: How the best atom is found, never which: `"dense"`, `"gram"`, a `GramTable` to use in many calls, or
+            `"auto"` (see `docs/coding.md`).
     Returns:
         Codes in the units of `x`, without gradient. Rows do not depend on the others in their batch beyond rounding.
     Raises:
@@ -41,18 +45,18 @@ def matching_pursuit(
     check_arrays(x, atoms)
     check_k(k, atoms.shape[0])
     check_tolerance(tol)
-    n_latents, d = atoms.shape
+    n_latents = atoms.shape[0]
     scaled, scale = balanced(x)
-    codes = []
-    for block in torch.split(scaled, block_rows(n_latents, d, k, x.element_size())):
-        search = DenseSearch(block, atoms, k, nonnegative=nonnegative, repeats=True)
-        codes.append(_pursue(block, search, n_latents, k, nonnegative, tol))
+    codes = [
+        _pursue(block, finder, n_latents, k, nonnegative, tol)
+        for block, finder in blocks(scaled, atoms, k, search, nonnegative=nonnegative, repeats=True)
+    ]
     code = SparseCode.cat(codes)
     return SparseCode(code.indices, code.values * scale, n_latents)
 
 
 def _pursue(
-    x: Float[Tensor, "b d"], search: Search, n_latents: int, k: int, nonnegative: bool, tol: float
+    x: Float[Tensor, "b d"], finder: Search, n_latents: int, k: int, nonnegative: bool, tol: float
 ) -> SparseCode:
     floor = max(tol, rounding_floor(x.dtype)) * torch.linalg.vector_norm(x, dim=1)
     indices = torch.zeros(x.shape[0], k, dtype=torch.int64, device=x.device)
@@ -60,13 +64,13 @@ def _pursue(
     alive = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     rows = torch.arange(x.shape[0], device=x.device)
     for t in range(k):
-        chosen, score = search.best(indices[:, :t], values[:, :t])
+        chosen, score = finder.best(indices[:, :t], values[:, :t], None, alive)
         alive = alive & ((score if nonnegative else score.abs()) > floor)
         if not bool(alive.any()):
             break
-        search.add(indices[:, :t], chosen)
-        indices[:, t] = chosen
+        finder.add(indices[:, :t], chosen)
+        indices[:, t] = chosen * alive
         # An atom that comes again goes into its first slot, and slot t stays empty.
-        slot = (indices[:, : t + 1] == chosen.unsqueeze(1)).int().argmax(dim=1)
+        slot = (indices[:, : t + 1] == indices[:, t : t + 1]).int().argmax(dim=1)
         values[rows, slot] += score * alive
     return SparseCode(indices, values, n_latents)

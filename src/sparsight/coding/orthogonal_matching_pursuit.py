@@ -6,7 +6,8 @@ from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding.arguments import balanced, check_arrays, check_k, check_tolerance, rounding_floor
-from sparsight.coding.kernels.search import DenseSearch, Search, block_rows
+from sparsight.coding.kernels.choice import SearchMethod, blocks
+from sparsight.coding.kernels.search import Search
 from sparsight.coding.nonnegative_least_squares import nonnegative_least_squares
 from sparsight.coding.supports import Supports
 
@@ -19,6 +20,7 @@ def orthogonal_matching_pursuit(
     *,
     nonnegative: bool = True,
     tol: float = 0.0,
+    search: SearchMethod = "auto",
 ) -> SparseCode:
     """Write each row of `x` as a combination of at most `k` atoms, by orthogonal matching pursuit.
 
@@ -37,6 +39,8 @@ def orthogonal_matching_pursuit(
         nonnegative: Values at least 0; else of either sign.
         tol: Stop a row once no inner product exceeds `tol` times the norm of the row. At 0 a row stops when only
             rounding is left.
+        search: How the best atom is found, never which: `"dense"`, `"gram"`, a `GramTable` to use in many calls, or
+            `"auto"` (see `docs/coding.md`).
     Returns:
         Codes in the units of `x`, without gradient. Rows do not depend on the others in their batch beyond rounding.
     Raises:
@@ -48,18 +52,18 @@ def orthogonal_matching_pursuit(
     check_arrays(x, atoms)
     check_k(k, atoms.shape[0])
     check_tolerance(tol)
-    n_latents, d = atoms.shape
+    n_latents = atoms.shape[0]
     scaled, scale = balanced(x)
-    codes = []
-    for block in torch.split(scaled, block_rows(n_latents, d, k, x.element_size())):
-        search = DenseSearch(block, atoms, k, nonnegative=nonnegative)
-        codes.append(_pursue(block, search, n_latents, k, nonnegative, tol))
+    codes = [
+        _pursue(block, finder, n_latents, k, nonnegative, tol)
+        for block, finder in blocks(scaled, atoms, k, search, nonnegative=nonnegative)
+    ]
     code = SparseCode.cat(codes)
     return SparseCode(code.indices, code.values * scale, n_latents)
 
 
 def _pursue(
-    x: Float[Tensor, "b d"], search: Search, n_latents: int, k: int, nonnegative: bool, tol: float
+    x: Float[Tensor, "b d"], finder: Search, n_latents: int, k: int, nonnegative: bool, tol: float
 ) -> SparseCode:
     floor = max(tol, rounding_floor(x.dtype)) * torch.linalg.vector_norm(x, dim=1)
     support = Supports(x.shape[0], k, x)
@@ -67,11 +71,11 @@ def _pursue(
     factors = None if nonnegative else CholeskyFactors(x.shape[0], k, x)
     alive = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     for t in range(k):
-        chosen, score = search.best(support.indices[:, :t], values[:, :t])
+        chosen, score = finder.best(support.indices[:, :t], values[:, :t], support.gram[:, :t, :t], alive)
         alive = alive & ((score if nonnegative else score.abs()) > floor)
         if not bool(alive.any()):
             break
-        support.add(search, chosen, alive)
+        support.add(finder, chosen, alive)
         if factors is not None:
             values[:, : t + 1] = factors.extend_and_solve(support, alive)
         else:

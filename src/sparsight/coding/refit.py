@@ -51,7 +51,7 @@ def refit(
         block = slice(start, start + rows)
         chosen = atoms[indices[block]]
         gram = torch.bmm(chosen, chosen.transpose(1, 2))
-        target = torch.bmm(chosen, scaled[block].unsqueeze(2)).squeeze(2)
+        target = torch.bmm(scaled[block].unsqueeze(1), chosen.transpose(1, 2)).squeeze(1)
         if nonnegative:
             values[block] = nonnegative_least_squares(gram, target, used[block])
         else:

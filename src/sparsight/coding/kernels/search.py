@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 # Bytes of transient scores that one block of rows may take; beyond the last-level cache larger blocks only cost memory.
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 16 * 2**20
 
 
 class Search(ABC):
@@ -15,15 +15,48 @@ class Search(ABC):
 
     @abstractmethod
     def best(
-        self, indices: Int64[Tensor, "b t"], values: Float[Tensor, "b t"]
+        self,
+        indices: Int64[Tensor, "b t"],
+        values: Float[Tensor, "b t"],
+        gram: Float[Tensor, "b t t"] | None,
+        alive: Bool[Tensor, " b"],
     ) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
-        """The atom best aligned with `x - sum_i values_i d_i` in each row, and its inner product with it."""
+        """The atom best aligned with `x - sum_i values_i d_i` in each row, and its inner product with it.
+
+        Args:
+            indices: Atoms of the support, as `add` got them.
+            values: Their weights.
+            gram: Their inner products, where the coder keeps them.
+            alive: Rows whose answer matters.
+        """
 
     @abstractmethod
     def add(
         self, indices: Int64[Tensor, "b t"], chosen: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b t1"], Float[Tensor, " b"]]:
         """Inner products of the chosen atom with the `t` atoms before it and itself (so `t1 = t + 1`), and with `x`."""
+
+
+class ChosenAtoms:
+    """The atoms in each slot, side by side in memory, for the products that need all of a row's."""
+
+    def __init__(self, x: Float[Tensor, "b d"], atoms: Float[Tensor, "n_latents d"], k: int) -> None:
+        self.x = x
+        self.atoms = atoms
+        self.slots = x.new_zeros(x.shape[0], k, x.shape[1])
+
+    def residual(self, values: Float[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+        t = values.shape[1]
+        if t == 0:
+            return self.x
+        return torch.baddbmm(self.x.unsqueeze(1), values.unsqueeze(1), self.slots[:, :t], alpha=-1).squeeze(1)
+
+    def add(self, slot: int, chosen: Int64[Tensor, " b"]) -> tuple[Float[Tensor, "b t1"], Float[Tensor, " b"]]:
+        atom = self.atoms[chosen]
+        self.slots[:, slot] = atom
+        # A row vector times a matrix: many times faster on CPUs than the matrix times a column.
+        products = torch.bmm(atom.unsqueeze(1), self.slots[:, : slot + 1].transpose(1, 2)).squeeze(1)
+        return products, (atom * self.x).sum(dim=1)
 
 
 class DenseSearch(Search):
@@ -44,23 +77,21 @@ class DenseSearch(Search):
         k: int,
         *,
         nonnegative: bool,
-        repeats: bool = False,
+        repeats: bool,
     ) -> None:
-        self.x = x
         self.atoms = atoms
         self.nonnegative = nonnegative
         self.repeats = repeats
-        self.chosen_atoms = x.new_zeros(x.shape[0], k, x.shape[1])
+        self.chosen = ChosenAtoms(x, atoms, k)
 
     def best(
-        self, indices: Int64[Tensor, "b t"], values: Float[Tensor, "b t"]
+        self,
+        indices: Int64[Tensor, "b t"],
+        values: Float[Tensor, "b t"],
+        gram: Float[Tensor, "b t t"] | None,
+        alive: Bool[Tensor, " b"],
     ) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
-        t = indices.shape[1]
-        residual = self.x
-        if t > 0:
-            residual = torch.baddbmm(self.x.unsqueeze(1), values.unsqueeze(1), self.chosen_atoms[:, :t], alpha=-1)
-            residual = residual.squeeze(1)
-        scores = residual @ self.atoms.T
+        scores = self.chosen.residual(values) @ self.atoms.T
         ranked = scores if self.nonnegative else scores.abs()
         if not self.repeats:
             ranked.scatter_(1, indices, -torch.inf)
@@ -70,13 +101,11 @@ class DenseSearch(Search):
     def add(
         self, indices: Int64[Tensor, "b t"], chosen: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b t1"], Float[Tensor, " b"]]:
-        t = indices.shape[1]
-        atom = self.atoms[chosen]
-        self.chosen_atoms[:, t] = atom
-        products = torch.bmm(self.chosen_atoms[:, : t + 1], atom.unsqueeze(2)).squeeze(2)
-        return products, (atom * self.x).sum(dim=1)
+        return self.chosen.add(indices.shape[1], chosen)
 
 
 def block_rows(n_latents: int, d: int, k: int, itemsize: int) -> int:
-    """Rows in a block so that its scores and its chosen atoms stay within `BLOCK_BYTES` each."""
-    return max(1, min(BLOCK_BYTES // (n_latents * itemsize), BLOCK_BYTES // (max(k, 1) * d * itemsize), 4096))
+    """Rows in a block so that its scores stay within `BLOCK_BYTES`, and its chosen atoms within twice that."""
+    by_scores = BLOCK_BYTES // (n_latents * itemsize)
+    by_atoms = 2 * BLOCK_BYTES // (max(k, 1) * d * itemsize)
+    return max(1, min(by_scores, by_atoms, 4096))

@@ -1,0 +1,63 @@
+"""Which search answers a coder, and over which blocks of rows."""
+
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsight.coding.kernels.gram import GramSearch, GramTable, gram_block_rows
+from sparsight.coding.kernels.search import DenseSearch, Search, block_rows
+
+SearchMethod: TypeAlias = Literal["auto", "dense", "gram"] | GramTable
+
+# Widest dictionary whose table is made without being asked for: 1.6 GB.
+LARGEST_AUTOMATIC_TABLE = 2**14
+
+
+def blocks(
+    x: Float[Tensor, "n d"],
+    atoms: Float[Tensor, "n_latents d"],
+    k: int,
+    search: SearchMethod,
+    *,
+    nonnegative: bool,
+    repeats: bool = False,
+) -> Iterator[tuple[Float[Tensor, "b d"], Search]]:
+    """Blocks of rows that fit the cache, each with the search that will answer for it.
+
+    Args:
+        x: All rows, balanced.
+        atoms: Unit rows.
+        k: Steps to come.
+        search: `"dense"`: a product with all atoms in each step. `"gram"`: a `GramTable` made now. A `GramTable`: made
+            before, of these atoms. `"auto"`: a table where it pays for itself in this call. All choose the same atoms.
+        nonnegative: Whether the largest inner product is best; else the largest magnitude.
+        repeats: Whether an atom may be chosen again.
+    Raises:
+        ValueError: the table is of other atoms.
+    """
+    n_latents, d = atoms.shape
+    table: GramTable | None = None
+    if isinstance(search, GramTable):
+        search.check(atoms)
+        table = search
+    elif search == "gram" or (search == "auto" and _pays(x, n_latents, k)):
+        table = GramTable(atoms)
+    if table is None:
+        for block in torch.split(x, block_rows(n_latents, d, k, x.element_size())):
+            yield block, DenseSearch(block, atoms, k, nonnegative=nonnegative, repeats=repeats)
+    else:
+        for block in torch.split(x, gram_block_rows(n_latents, x.element_size())):
+            yield block, GramSearch(block, table, k, nonnegative=nonnegative, repeats=repeats)
+
+
+def _pays(x: Float[Tensor, "n d"], n_latents: int, k: int) -> bool:
+    """Whether making a table costs clearly less than the dense products it saves.
+
+    A table costs as much as one step of `n_latents` rows. It saves most of `n k` row-steps. Measured on a CPU only.
+    """
+    n_rows, d = x.shape
+    worthwhile = n_latents * d >= 2**19 and n_rows * k >= 2 * n_latents
+    return x.device.type == "cpu" and n_latents <= LARGEST_AUTOMATIC_TABLE and worthwhile

@@ -1,0 +1,290 @@
+"""Exact search without a dense product per step: rough scores follow the weights, and a bound proves the choice."""
+
+import torch
+from jaxtyping import Bool, Float, Float16, Float32, Int64
+from torch import Tensor
+
+from sparsight.codes import SparseCode
+from sparsight.coding.kernels.search import BLOCK_BYTES, Search
+
+# Atoms whose scores are first looked at together, by their maximum.
+GROUP = 64
+# Slots whose change of weight is applied in one step; what remains pending goes into the bound.
+APPLIED_PER_STEP = 3
+# Groups in one row that may still hold the winner before the row is scanned afresh.
+MOST_GROUPS = 32
+HALF_ROUNDING = 2.0**-11
+SINGLE_ROUNDING = 2.0**-24
+TINY_HALF = 2.0**-22
+# Changes beyond this stay pending, so that sums of table rows stay far from the largest half-precision number.
+LARGEST_CHANGE = 8000.0
+# Atoms may be longer than 1 by the tolerance of `check_arrays`.
+LONGEST_ATOM = 1.003
+
+
+class GramTable:
+    """Inner products between all atoms, for use in many calls: exact ones to look up, rough ones to sweep over.
+
+    Takes `6 n_latents^2` bytes for float32 atoms: 100 MB at 4,096 latents, 1.6 GB at 16,384.
+
+    Attributes:
+        atoms: A copy of the atoms, to notice when a coder is called with others.
+        exact: Inner products in the precision of the atoms.
+        rough: The same rounded to half precision; columns padded with zeros to a multiple of `GROUP`.
+        coherence: Largest magnitude of an inner product of each atom with another one in each group.
+    """
+
+    def __init__(self, atoms: Float[Tensor, "n_latents d"]) -> None:
+        n_latents = atoms.shape[0]
+        padded = -(-n_latents // GROUP) * GROUP
+        self.atoms: Float[Tensor, "n_latents d"] = atoms.detach().clone()
+        self.exact: Float[Tensor, "n_latents n_latents"] = atoms.new_empty(n_latents, n_latents)
+        self.rough: Float16[Tensor, "n_latents padded"] = torch.zeros(
+            n_latents, padded, dtype=torch.float16, device=atoms.device
+        )
+        self.coherence: Float32[Tensor, "n_latents groups"] = torch.zeros(
+            n_latents, padded // GROUP, device=atoms.device
+        )
+        rows = max(1, 2**22 // n_latents)
+        for start in range(0, n_latents, rows):
+            block = self.exact[start : start + rows]
+            torch.mm(self.atoms[start : start + rows], self.atoms.T, out=block)
+            self.rough[start : start + rows, :n_latents] = block
+            others = self.rough[start : start + rows].float()
+            others.diagonal(offset=start).zero_()
+            lowest, highest = others.view(len(block), -1, GROUP).aminmax(dim=2)
+            # What rounding to half precision can have taken off.
+            self.coherence[start : start + rows] = torch.maximum(-lowest, highest) * (1 + 2 * HALF_ROUNDING) + TINY_HALF
+
+    def check(self, atoms: Float[Tensor, "n_latents d"]) -> None:
+        """Refuse atoms other than those the table was made of."""
+        if self.atoms.shape != atoms.shape or not torch.equal(self.atoms, atoms):
+            raise ValueError(
+                f"the Gram table is of {list(self.atoms.shape)} atoms that differ from the {list(atoms.shape)} given; "
+                "make a new GramTable after the atoms change"
+            )
+
+
+class GramSearch(Search):
+    """Keeps every score up to a known error, and scores exactly the few atoms that may be best.
+
+    Let `s` be the true scores `<d_j, x - sum_i z_i d_i>`. The kept scores `s~` start as the dense product with `x` and
+    lose `u_i <d_j, d_i>` when a weight's change `u_i` is applied to them, from the table's row `i`. In each step only
+    the `APPLIED_PER_STEP` most important changes are applied. For every atom `j` outside the support
+
+        |s_j - s~_j| <= min( sum_i |p_i| c_i(j) ,  |sum_i p_i d_i| ) + rounding,
+
+    with `p_i` the changes still pending and `c_i(j)` the largest `|<d_i, d_l>|` over the other atoms `l` in the group
+    of `j`; the second bound is Cauchy-Schwarz's. The rounding of the table, of the rows taken from it and of the
+    running sums is bounded beside it. Now score one atom exactly, the one with the largest `s~`: no atom with `s~_j`
+    below that score less its bound can win. The others, few, are found by the maxima of their groups and scored
+    exactly; the best exact score wins, the lowest index among equals. Where more than `MOST_GROUPS` groups are left,
+    the row is scanned by a dense product and its errors start anew.
+
+    Deciding scores, and inner products handed to the coder, are in the precision of `x`; what is rough only ever rules
+    atoms out. So the choice is that of `DenseSearch`, up to ties within the rounding of one score.
+    """
+
+    def __init__(
+        self,
+        x: Float[Tensor, "b d"],
+        table: GramTable,
+        k: int,
+        *,
+        nonnegative: bool,
+        repeats: bool,
+    ) -> None:
+        n_rows, d = x.shape
+        self.table = table
+        self.x = x
+        self.nonnegative = nonnegative
+        self.repeats = repeats
+        self.norms: Tensor = torch.linalg.vector_norm(x, dim=1).float()
+        self.target = x @ table.atoms.T
+        self.scores = torch.full((n_rows, table.rough.shape[1]), self._never, device=x.device)
+        self.scores[:, : self.target.shape[1]] = self.target
+        self.applied = torch.zeros(n_rows, k, device=x.device)
+        # How much was applied in all: what the rounding of the table was multiplied with.
+        self.travelled = torch.zeros(n_rows, k, device=x.device)
+        # Relative rounding of an inner product, and of the sums and differences that follow.
+        self.rounding = SINGLE_ROUNDING * (d + 2 * k)
+
+    @property
+    def _never(self) -> float:
+        """A kept score that cannot win: -inf where the largest wins, 0 where the largest magnitude does."""
+        return -torch.inf if self.nonnegative else 0.0
+
+    def add(
+        self, indices: Int64[Tensor, "b t"], chosen: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b t1"], Float[Tensor, " b"]]:
+        members = torch.cat([indices, chosen.unsqueeze(1)], dim=1)
+        return self.table.exact[chosen.unsqueeze(1), members], self.target.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+    def best(
+        self,
+        indices: Int64[Tensor, "b t"],
+        values: Float[Tensor, "b t"],
+        gram: Float[Tensor, "b t t"] | None,
+        alive: Bool[Tensor, " b"],
+    ) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
+        self._follow(indices, values)
+        error = self._error(indices, values, gram)
+        groups = self._group_maxima(indices)
+        index = self._largest_kept(groups)
+        score = self._exact(torch.arange(len(index), device=index.device), index, indices, values)
+        # Only atoms whose kept score reaches this can win; all can where no kept score singles out a free atom.
+        rank = self._ranked(score).float().masked_fill(self._taken(index, indices), -torch.inf)
+        threshold = rank.unsqueeze(1) - error
+        open_groups = (groups >= threshold) & alive.unsqueeze(1)
+        afresh = open_groups.sum(dim=1) > MOST_GROUPS
+        if bool(afresh.any()):
+            open_groups &= ~afresh.unsqueeze(1)
+            index[afresh], score[afresh] = self._scan(afresh, indices[afresh], values[afresh])
+        rows, candidates = self._contested(open_groups, threshold, indices)
+        if len(rows) > 0:
+            exact = self._exact(rows, candidates, indices, values)
+            self._decide(rows, candidates, exact, index, score)
+        return index, score
+
+    def _exact(
+        self,
+        rows: Int64[Tensor, " p"],
+        atoms: Int64[Tensor, " p"],
+        indices: Int64[Tensor, "b t"],
+        values: Float[Tensor, "b t"],
+    ) -> Float[Tensor, " p"]:
+        """Scores of single atoms in the precision of `x`: `<d_j, x> - sum_i z_i <d_j, d_i>`."""
+        products: Tensor = self.table.exact[atoms.unsqueeze(1), indices[rows]]
+        return self.target[rows, atoms] - (products * values[rows]).sum(dim=1)
+
+    def _follow(self, indices: Int64[Tensor, "b t"], values: Float[Tensor, "b t"]) -> None:
+        """Apply the most important pending changes to the kept scores."""
+        t = indices.shape[1]
+        if t == 0:
+            return
+        pending = values.float() - self.applied[:, :t]
+        slots = pending.abs().topk(min(APPLIED_PER_STEP, t), dim=1).indices
+        # Rounded to the table's precision first: what is applied is then known exactly.
+        change = pending.gather(1, slots).clamp(-LARGEST_CHANGE, LARGEST_CHANGE).half()
+        self.scores.sub_(_weighted_rows(self.table.rough, indices.gather(1, slots), change))
+        change = change.float()
+        self.applied.scatter_add_(1, slots, change)
+        self.travelled.scatter_add_(1, slots, change.abs())
+
+    def _error(
+        self, indices: Int64[Tensor, "b t"], values: Float[Tensor, "b t"], gram: Float[Tensor, "b t t"] | None
+    ) -> Float32[Tensor, "b groups"]:
+        """Bound on how far the kept scores in each group are from the true ones."""
+        t = indices.shape[1]
+        size, travelled = values.float().abs().sum(dim=1), self.travelled[:, :t]
+        least = 2 * self.rounding * LONGEST_ATOM * (self.norms + size + travelled.sum(dim=1)) + (t + 1) * TINY_HALF
+        if t == 0:
+            return least.unsqueeze(1).expand(-1, self.table.coherence.shape[1])
+        pending = values.float() - self.applied[:, :t]
+        bound = _weighted_rows(self.table.coherence, indices, pending.abs())
+        if gram is not None:
+            square = (torch.bmm(pending.unsqueeze(1), gram.float()).squeeze(1) * pending).sum(dim=1).clamp_min(0)
+            # The square of a short sum of long terms is known only to their rounding.
+            slack = 2 * self.rounding * pending.abs().sum(dim=1).square()
+            length = (square + slack).sqrt() * LONGEST_ATOM
+            bound = torch.minimum(bound, length.unsqueeze(1))
+        # The table's entries are rounded once; their weighted sum may be after each term.
+        passes = HALF_ROUNDING * (APPLIED_PER_STEP + 2)
+        bound += passes * _weighted_rows(self.table.coherence, indices, travelled)
+        if self.repeats:  # an atom that may come again also feels its own changes, by its squared norm
+            least = least + (pending.abs() + passes * travelled).sum(dim=1) * LONGEST_ATOM**2
+        return bound + least.unsqueeze(1)
+
+    def _ranked(self, scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return scores if self.nonnegative else scores.abs()
+
+    def _group_maxima(self, indices: Int64[Tensor, "b t"]) -> Float[Tensor, "b groups"]:
+        if not self.repeats:
+            self.scores.scatter_(1, indices, self._never)
+        grouped = self._grouped
+        if self.nonnegative:
+            return grouped.amax(dim=2)
+        return torch.maximum(grouped.amax(dim=2), -grouped.amin(dim=2))
+
+    @property
+    def _grouped(self) -> Float32[Tensor, "b groups members"]:
+        return self.scores.view(self.scores.shape[0], self.table.coherence.shape[1], GROUP)
+
+    def _largest_kept(self, groups: Float[Tensor, "b groups"]) -> Int64[Tensor, " b"]:
+        group = groups.argmax(dim=1)
+        rows = torch.arange(len(group), device=group.device)
+        inside = self._ranked(self._grouped[rows, group])
+        # Padding ties with masked atoms where everything is masked: stay among the atoms.
+        return (group * GROUP + inside.argmax(dim=1)).clamp_max(self.target.shape[1] - 1)
+
+    def _scan(
+        self, rows: Bool[Tensor, " b"], indices: Int64[Tensor, "a t"], values: Float[Tensor, "a t"]
+    ) -> tuple[Int64[Tensor, " a"], Float[Tensor, " a"]]:
+        """Dense scores of some rows, which also replace the kept ones; their best atoms and scores."""
+        t, n_latents = indices.shape[1], self.target.shape[1]
+        x_hat = SparseCode(indices, values, n_latents).decode(self.table.atoms)
+        scores = (self.x[rows] - x_hat) @ self.table.atoms.T
+        if not self.repeats:
+            scores.scatter_(1, indices, self._never)
+        kept, applied = self.scores[rows], self.applied[rows]
+        kept[:, :n_latents] = scores.float()
+        applied[:, :t] = values.float()
+        self.scores[rows], self.applied[rows], self.travelled[rows] = kept, applied, 0.0
+        ranked = self._ranked(scores)
+        if not self.repeats:
+            ranked = ranked.scatter(1, indices, -torch.inf)
+        index = ranked.argmax(dim=1)
+        return index, scores.gather(1, index.unsqueeze(1)).squeeze(1)
+
+    def _taken(self, atoms: Int64[Tensor, " p"], indices: Int64[Tensor, "p t"]) -> Bool[Tensor, " p"]:
+        """Which of the atoms may not be chosen, being in the support."""
+        if self.repeats:
+            return torch.zeros_like(atoms, dtype=torch.bool)
+        return (atoms.unsqueeze(1) == indices).any(dim=1)
+
+    def _contested(
+        self,
+        open_groups: Bool[Tensor, "b groups"],
+        threshold: Float32[Tensor, "b groups"],
+        indices: Int64[Tensor, "b t"],
+    ) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " p"]]:
+        """Rows and atoms above the threshold in open groups, for rows that have more than one."""
+        rows, groups = open_groups.nonzero(as_tuple=True)
+        inside = self._ranked(self._grouped[rows, groups])
+        pair, member = (inside >= threshold[rows, groups].unsqueeze(1)).nonzero(as_tuple=True)
+        rows, atoms = rows[pair], groups[pair] * GROUP + member
+        several = (torch.bincount(rows, minlength=len(threshold)) > 1)[rows]
+        rows, atoms = rows[several], atoms[several]
+        # Padding and atoms of the support reach a threshold below zero.
+        free = (atoms < self.target.shape[1]) & ~self._taken(atoms, indices[rows])
+        return rows[free], atoms[free]
+
+    def _decide(
+        self,
+        rows: Int64[Tensor, " p"],
+        atoms: Int64[Tensor, " p"],
+        exact: Float[Tensor, " p"],
+        index: Int64[Tensor, " b"],
+        score: Float[Tensor, " b"],
+    ) -> None:
+        """Write the best candidate of each row into `index` and `score`, the lowest atom among equals."""
+        ranked = self._ranked(exact)
+        best = torch.full_like(score, -torch.inf).scatter_reduce_(0, rows, ranked, "amax")
+        none = self.target.shape[1]
+        lowest = torch.full_like(index, none)
+        lowest.scatter_reduce_(0, rows, atoms.masked_fill(ranked != best[rows], none), "amin")
+        winning = atoms == lowest[rows]
+        index[rows[winning]] = atoms[winning]
+        score[rows[winning]] = exact[winning]
+
+
+def _weighted_rows(
+    table: Float[Tensor, "n_latents columns"], indices: Int64[Tensor, "b t"], weights: Float[Tensor, "b t"]
+) -> Float[Tensor, "b columns"]:
+    """`sum_i weights_i table[indices_i]` for each row."""
+    return torch.nn.functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
+
+
+def gram_block_rows(n_latents: int, itemsize: int) -> int:
+    """Rows in a block so that the scores of all its atoms, true at the start and kept, stay in the cache."""
+    return max(1, min(2 * BLOCK_BYTES // (n_latents * (itemsize + 6)), 1024))
