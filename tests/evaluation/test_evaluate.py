@@ -180,6 +180,11 @@ def test_another_model_than_that_of_the_store_is_refused(dictionary):
         evaluate(topk_dictionary(), store, model=tiny_gpt2())
 
 
+def test_a_model_folder_may_have_moved(store):
+    made_elsewhere = topk_dictionary(site=SITE, model="/home/someone/models/tiny/")
+    assert evaluate(made_elsewhere, store, model=tiny_gpt2()).n_tokens == 300
+
+
 def test_wrong_arguments_are_refused(store, dictionary):
     with pytest.raises(ValueError, match=r"width 6, those at .* have 8"):
         evaluate(topk_dictionary(d_in=6), store)

@@ -105,7 +105,7 @@ def site_for(
         raise DataError(f"the store holds {held}, expected {chosen}; harvest that site, or pass site= with force=True")
     if not force and dictionary.site is not None and dictionary.site != chosen:
         raise DataError(f"the dictionary was made for {dictionary.site}, got activations of {chosen}; force to go on")
-    if not force and dictionary.model is not None and dictionary.model != store.model:
+    if not force and dictionary.model is not None and not same_model(dictionary.model, store.model):
         raise DataError(
             f"the dictionary was made for model {dictionary.model}, got activations of {store.model}; force to go on"
         )
@@ -119,8 +119,13 @@ def site_for(
 
 def check_model(model: Predicts, store: StoredActivations, *, force: bool = False) -> None:
     """Refuse a model other than the one the activations were read from, unless forced."""
-    if not force and model.name != store.model:
+    if not force and not same_model(model.name, store.model):
         raise DataError(f"the activations are of model {store.model}, got model {model.name}; force to go on")
+
+
+def same_model(first: str, second: str) -> bool:
+    """Whether two names are of one model: equal in their last part, since a folder may have moved."""
+    return first.rstrip("/").rsplit("/", 1)[-1] == second.rstrip("/").rsplit("/", 1)[-1]
 
 
 def row_blocks(n: int, batch_size: int, limit: int | None = None) -> list[slice]:
