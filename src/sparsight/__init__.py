@@ -29,6 +29,7 @@ _PUBLIC = {
     "documents_from_files": "sparsight.activations",
     "harvest": "sparsight.activations",
     "JumpReLU": "sparsight.dictionaries",
+    "Pursuit": "sparsight.dictionaries",
     "TopK": "sparsight.dictionaries",
     "load_dictionary": "sparsight.formats",
     "Training": "sparsight.training",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from sparsight.coding import gradient_pursuit as gradient_pursuit
     from sparsight.coding import refit as refit
     from sparsight.dictionaries import JumpReLU as JumpReLU
+    from sparsight.dictionaries import Pursuit as Pursuit
     from sparsight.dictionaries import TopK as TopK
     from sparsight.errors import DataError as DataError
     from sparsight.errors import FormatError as FormatError

@@ -6,14 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.optimize import nnls
 from torch import Tensor
 
 from sparsight.codes import SparseCode
-from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, JumpReLU, Normalization, TopK, selection
+from sparsight.coding import gradient_pursuit
+from sparsight.dictionaries import (
+    AbstractDictionary,
+    DictionaryConfig,
+    JumpReLU,
+    Normalization,
+    Pursuit,
+    TopK,
+    selection,
+)
 from sparsight.formats import load_dictionary
 from sparsight.models import Site
 
-ARCHITECTURES = [TopK(40, 5), JumpReLU(40, target_l0=5)]
+ARCHITECTURES = [TopK(40, 5), JumpReLU(40, target_l0=5), Pursuit(40, 5)]
 every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.architecture)
 D = 10
 
@@ -45,8 +55,15 @@ def test_encode_encode_dense_decode_and_forward_agree(config: DictionaryConfig) 
 
 
 @every_architecture
-def test_the_code_follows_from_the_encoder_and_the_rule_of_the_architecture(config: DictionaryConfig) -> None:
+def test_the_code_follows_from_the_rule_of_the_architecture(config: DictionaryConfig) -> None:
     dictionary, x = shaken(config), data()
+    if isinstance(config, Pursuit):
+        centred, atoms = (t.double() for t in (x - dictionary.b_dec, dictionary.atoms))
+        chosen = gradient_pursuit(centred, atoms, config.k).to_dense() > 0
+        expected = [nnls(atoms[on].T.numpy(), row.numpy())[0] for row, on in zip(centred, chosen, strict=True)]
+        values = [dense[on] for dense, on in zip(dictionary.encode_dense(x), chosen, strict=True)]
+        torch.testing.assert_close(torch.cat(values), torch.cat([torch.tensor(w) for w in expected]).float())
+        return
     parameters = dict(dictionary.named_parameters())
     pre = (x - dictionary.b_dec) @ parameters["W_enc"] + parameters["b_enc"]
     if isinstance(config, TopK):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsight.activations import ActivationStream
-from sparsight.dictionaries import DictionaryConfig, JumpReLU, TopK
+from sparsight.dictionaries import DictionaryConfig, JumpReLU, Pursuit, TopK
 from sparsight.errors import TrainingError
 from sparsight.formats import load_dictionary
 from sparsight.models import Site
@@ -18,8 +18,13 @@ from sparsight.training import Training, train
 from sparsight.training.member import Member
 from sparsight.training.normalization import fit_normalization
 
-ARCHITECTURES = [TopK(32, 4, dead_after=200), JumpReLU(32, target_l0=4, dead_after=200)]
-every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.architecture)
+WITH_ENCODER = [TopK(32, 4, dead_after=200), JumpReLU(32, target_l0=4, dead_after=200)]
+PURSUITS = [Pursuit(32, 4, update=update, dead_after=200) for update in ("mod", "ksvd", "online", "gradient")]
+ARCHITECTURES = [*WITH_ENCODER, *PURSUITS]
+every_architecture = pytest.mark.parametrize(
+    "config", ARCHITECTURES, ids=lambda c: getattr(c, "update", c.architecture)
+)
+every_encoder = pytest.mark.parametrize("config", WITH_ENCODER, ids=lambda c: c.architecture)
 D = 12
 
 
@@ -49,13 +54,13 @@ def test_atoms_have_unit_norm_after_every_step(config: DictionaryConfig) -> None
         torch.testing.assert_close(trained.dictionary.atoms.norm(dim=1).detach(), torch.ones(32), rtol=1e-6, atol=0)
 
 
-@every_architecture
+@every_encoder
 def test_the_optimiser_only_sees_gradients_tangent_to_the_sphere(config: DictionaryConfig) -> None:
     trained = member(config)
     before = trained.dictionary.atoms.detach().clone()
     trained.step(normalized(), 0.01, 1.0)
     # After the first step the average is a multiple of the projected gradient.
-    average = trained.optimizer.state[trained.dictionary.atoms]["exp_avg"]
+    average = trained.rule.optimizer.state[trained.dictionary.atoms]["exp_avg"]
     assert average.norm() > 0
     assert (average * before).sum(dim=1).abs().max() < 1e-6 * average.norm()
 
@@ -69,7 +74,7 @@ def test_ten_times_the_learning_rate_for_two_hundred_steps_gives_no_nan(config: 
     assert all(bool(torch.isfinite(p).all()) for p in trained.dictionary.parameters())
 
 
-@every_architecture
+@every_encoder
 @pytest.mark.parametrize(("aux", "revived"), [(1 / 32, 16), (0.0, 0)])
 def test_latents_pushed_out_of_reach_come_back_through_the_auxiliary_loss_and_only_through_it(
     config: DictionaryConfig, aux: float, revived: int
@@ -165,6 +170,14 @@ def test_a_stream_must_have_the_batch_size_of_the_training(tmp_path: Path) -> No
         train(stream, [TopK(32, 4)], Training(n_tokens=64, batch_size=32), out=tmp_path)
     run = train(stream, [TopK(32, 4)], Training(n_tokens=128, batch_size=64), out=tmp_path)[0]
     assert run.metrics[-1]["tokens"] == 128
+
+
+def test_fitting_the_normalisation_takes_no_batch_from_the_training(tmp_path: Path) -> None:
+    trained_on, read = ActivationStream(data(), None, 64, 0), ActivationStream(data(), None, 64, 0)
+    train(trained_on, [TopK(32, 4)], Training(n_tokens=5 * 64, batch_size=64), out=tmp_path)
+    for _ in range(5):
+        next(read)
+    assert trained_on.state() == read.state()
 
 
 def test_the_site_of_a_tensor_is_recorded_when_it_is_said(tmp_path: Path) -> None:

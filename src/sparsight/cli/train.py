@@ -15,9 +15,12 @@ def train(
     activations: options.Activations,
     out: options.Out,
     latents: Annotated[int, typer.Option("--latents", help="Width of the dictionary.")],
-    architecture: Annotated[str, typer.Option("--architecture", help="'topk' or 'jumprelu'.")] = "topk",
+    architecture: Annotated[str, typer.Option("--architecture", help="'topk', 'jumprelu' or 'pursuit'.")] = "topk",
     k: Annotated[
-        int | None, typer.Option("--k", help="Latents active in a token: exactly (topk), or on average (jumprelu).")
+        int | None,
+        typer.Option(
+            "--k", help="Latents active in a token: exactly (topk), at most (pursuit), or on average (jumprelu)."
+        ),
     ] = None,
     site: Annotated[str | None, typer.Option("--site", help="Which site, when the store holds several.")] = None,
     tokens: Annotated[
@@ -61,7 +64,7 @@ def train(
 
 
 def _config(architecture: str, latents: int, k: int | None) -> "DictionaryConfig":
-    from sparsight.dictionaries import JumpReLU, TopK
+    from sparsight.dictionaries import JumpReLU, Pursuit, TopK
 
     if k is None:
         raise ValueError(f"--architecture {architecture} needs --k, the latents active in a token; 16 to 64 are usual")
@@ -69,4 +72,6 @@ def _config(architecture: str, latents: int, k: int | None) -> "DictionaryConfig
         return TopK(latents, k)
     if architecture == "jumprelu":
         return JumpReLU(latents, target_l0=float(k))
-    raise ValueError(f"--architecture must be 'topk' or 'jumprelu', got {architecture!r}")
+    if architecture == "pursuit":
+        return Pursuit(latents, k)
+    raise ValueError(f"--architecture must be 'topk', 'jumprelu' or 'pursuit', got {architecture!r}")

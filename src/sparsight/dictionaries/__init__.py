@@ -2,6 +2,7 @@
 
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Normalization
 from sparsight.dictionaries.jumprelu import JumpReLU, JumpReLUDictionary
+from sparsight.dictionaries.pursuit import Pursuit, PursuitDictionary
 from sparsight.dictionaries.topk import TopK, TopKDictionary
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "JumpReLU",
     "JumpReLUDictionary",
     "Normalization",
+    "Pursuit",
+    "PursuitDictionary",
     "TopK",
     "TopKDictionary",
 ]
