@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; what was finished is kept, and --resume goes on from there", 130)
+        code = 130
     except UsageError as error:
         error.show()
         raise SystemExit(error.exit_code) from None
@@ -73,4 +73,6 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         what = "the disk is full: free some space and run again with --resume" if error.errno == errno.ENOSPC else error
         _fail(str(what), 1)
+    if code == 130:  # new versions of typer return it, old ones raise Abort
+        _fail("interrupted; what was finished is kept, and --resume goes on from there", code)
     raise SystemExit(code or 0)

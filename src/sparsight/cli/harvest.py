@@ -23,7 +23,10 @@ def harvest(
     dataset: Annotated[
         str | None, typer.Option("--dataset", help="'organism': the embedded corpus, with labels.")
     ] = None,
-    context: Annotated[int, typer.Option("--context", help="Longest piece of text the model sees, in tokens.")] = 128,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", help="Longest piece of text the model sees, in tokens. Default: 128, or its limit."),
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Stored as float16, bfloat16 or float32.")] = "float16",
     heldout: Annotated[float, typer.Option("--heldout", help="Share of documents kept out of training.")] = 0.1,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Contexts in one forward pass.")] = 32,
@@ -48,7 +51,7 @@ def harvest(
         site,
         out,
         n_tokens=tokens,
-        context=context,
+        context=min(128, lm.max_context) if context is None else context,
         dtype=dtype,
         heldout=heldout,
         batch_size=batch_size,
