@@ -51,12 +51,12 @@ def test_a_reversed_atom_is_not_a_recovered_one():
 
 
 def test_the_assignment_is_the_best_one_and_not_the_greedy_one():
-    """Greedy takes (0, 0) at 0.9 and is left with (1, 1) at 0; the best total is 0.8 + 0.8."""
-    truth = torch.eye(4)[:2]
-    atoms = torch.tensor([[0.9, 0.8, 0.0, 0.0], [0.8, 0.0, 0.6, 0.0]])
-    atoms = torch.cat([atoms, torch.zeros(2, 0)], dim=1) / atoms.norm(dim=1, keepdim=True)
-    cosines = truth @ atoms.T
-    assert recovery(atoms, truth).matched_cosine == pytest.approx((cosines[1, 0] + cosines[0, 1]).item() / 2, abs=1e-6)
+    """Greedy pairs the largest cosine, 0.72, and is left with 0.1; the best total is 0.7 + 0.69."""
+    truth = torch.eye(4, dtype=torch.float64)[:2]
+    first, second = (0.72, 0.69), (0.7, 0.1)
+    rest = [(1 - a * a - b * b) ** 0.5 for a, b in (first, second)]
+    atoms = torch.tensor([[*first, rest[0], 0.0], [*second, 0.0, rest[1]]], dtype=torch.float64)
+    assert recovery(atoms, truth).matched_cosine == pytest.approx((0.7 + 0.69) / 2, abs=1e-12)
 
 
 def test_chance_is_what_random_atoms_score():
