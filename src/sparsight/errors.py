@@ -14,7 +14,7 @@ what was expected, what came, and what to do.
 
 
 class SparsightError(Exception):
-    """Base of all errors about the world outside the program. The command line prints it as one line and exits with 1."""
+    """Base of all errors about the world outside the program; the command line prints one line and exits with 1."""
 
 
 class ModelError(SparsightError):

@@ -44,8 +44,10 @@ class Encodes(Protocol):
     """Atoms and a rule that codes activations with them: every `AbstractDictionary`."""
 
     atoms: torch.nn.Parameter
-    n_latents: int
     site: Site | None
+
+    @property
+    def n_latents(self) -> int: ...
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode: ...
 
