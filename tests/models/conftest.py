@@ -32,6 +32,9 @@ def tiny(tiny_folder: Callable[[str], Path]) -> Callable[..., LanguageModel]:
             lm = load_model(tiny_folder(name), device="cpu", dtype="float32" if double else dtype)
             if double:  # not offered to users: transformers keeps some norms and softmaxes in float32
                 lm.model.double()
+                for buffer_name, buffer in lm.model.named_buffers():
+                    if buffer_name.endswith("inv_freq"):  # rotations are computed in float32 by all releases
+                        buffer.data = buffer.float()
             loaded[name, dtype] = lm
         return loaded[name, dtype]
 

@@ -48,7 +48,7 @@ def test_sites_agree_with_the_hidden_states_of_transformers(lm: LanguageModel, t
     for layer in range(lm.n_layers - 1):
         torch.testing.assert_close(read[Site(layer, "resid_post")], hidden[layer + 1], **tolerance)
     last = read[Site(lm.n_layers - 1, "resid_post")]
-    base = lm.model.base_model
+    base = lm._base
     final_norm = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm", "llama": "norm", "gemma2": "norm"}.get(lm.family)
     after = last if final_norm is None else getattr(base, final_norm)(last)
     torch.testing.assert_close(after, hidden[-1], **tolerance)

@@ -44,7 +44,10 @@ class LanguageModel:
         self._family = family_of(config.model_type, name)
         if self._family.has_causal_loss and self.model.get_output_embeddings() is None:
             raise ModelError(f"{name} came without its language-model head; load it with AutoModelForCausalLM")
-        self._places = places(self._family, self.model.base_model, config)
+        self._base = self.model.base_model
+        if self._base is self.model and self._family.has_causal_loss:
+            self._base = self.model.model  # Gemma 3 in transformers 4, which looks for its base under another name
+        self._places = places(self._family, self._base, config)
 
     @property
     def family(self) -> str:
@@ -245,7 +248,7 @@ class LanguageModel:
     def _final_hidden(self, tokens: Tokens, edits: Mapping[Site, Edit] | None) -> Float[Tensor, "b t d"]:
         """What the head takes in: the last residual stream, after the final norm."""
         with self._pass([], edits, stop=False).hooked():
-            hidden: Tensor = self.model.base_model(**self._inputs(tokens)).last_hidden_state
+            hidden: Tensor = self._base(**self._inputs(tokens)).last_hidden_state
         return hidden
 
     def _unembed(self, hidden: Float[Tensor, "m d"]) -> Float[Tensor, "m vocabulary"]:
