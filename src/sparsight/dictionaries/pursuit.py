@@ -1,7 +1,7 @@
 """Pursuit: atoms and nothing else; a code is whatever a pursuit over the atoms finds."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,8 @@ from sparsight.codes import SparseCode
 from sparsight.coding import gradient_pursuit, matching_pursuit, orthogonal_matching_pursuit, refit
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
 
-CoderName: TypeAlias = Literal["gradient_pursuit", "matching_pursuit", "orthogonal_matching_pursuit"]
-UpdateName: TypeAlias = Literal["mod", "ksvd", "online", "gradient"]
+CODERS = ("gradient_pursuit", "matching_pursuit", "orthogonal_matching_pursuit")
+UPDATES = ("mod", "ksvd", "online", "gradient")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Pursuit(DictionaryConfig):
 
     k: int
     _: KW_ONLY
-    coder: CoderName = "gradient_pursuit"
+    coder: str = "gradient_pursuit"
     polish: bool = True
-    update: UpdateName = "online"
+    update: str = "online"
     forgetting: Number = 2.0
     dead_after: int = 100_000
 
@@ -55,7 +55,7 @@ class Pursuit(DictionaryConfig):
             raise ValueError(
                 f"k must be between 1 and n_latents={self.n_latents}, got k={self.k}; lower k or widen the dictionary"
             )
-        for name, known in (("coder", get_args(CoderName)), ("update", get_args(UpdateName))):
+        for name, known in (("coder", CODERS), ("update", UPDATES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not 0 <= self.forgetting < float("inf"):

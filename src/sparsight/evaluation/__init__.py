@@ -3,6 +3,7 @@
 from sparsight.evaluation import features, metrics
 from sparsight.evaluation.arms import ARMS
 from sparsight.evaluation.bootstrap import DocumentSums, Interval, bootstrap, paired_difference
+from sparsight.evaluation.causal import CausalPrediction, causal_prediction
 from sparsight.evaluation.classification import Detection, SparseColumns
 from sparsight.evaluation.compare import ArmRecord, Comparison, Difference, compare_coders
 from sparsight.evaluation.cosine import Cosine
@@ -21,6 +22,7 @@ __all__ = [
     "ARMS",
     "L0",
     "ArmRecord",
+    "CausalPrediction",
     "CodeRecovery",
     "Comparison",
     "Cosine",
@@ -44,6 +46,7 @@ __all__ = [
     "SparseColumns",
     "best_latents",
     "bootstrap",
+    "causal_prediction",
     "compare_coders",
     "evaluate",
     "features",
