@@ -17,11 +17,11 @@ from sparsight.interpretation import write_dictionary_report
 def main(folder: Path) -> None:
     # A model, a text, a site.
     lm = ss.load_model("organism", device="cpu")
-    documents = ss.organism.corpus(seed=1, n_documents=1200)
-    store = ss.harvest(lm, documents, "2.resid_post", folder / "activations", n_tokens=40_000)
+    documents = ss.organism.corpus(seed=1, n_documents=500)
+    store = ss.harvest(lm, documents, "2.resid_post", folder / "activations", n_tokens=20_000)
 
     # A dictionary: 512 latents, at most 16 of them in use for each token.
-    settings = ss.Training(n_tokens=200_000, batch_size=512, lr=3e-3)
+    settings = ss.Training(n_tokens=100_000, batch_size=512, lr=3e-3)
     (run,) = ss.train(store, [ss.TopK(512, k=16)], settings, out=folder / "dictionaries", device="cpu")
 
     # What it explains of documents it was not trained on, and what it costs the model.

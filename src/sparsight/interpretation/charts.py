@@ -93,9 +93,15 @@ def coder_figures(comparisons: Mapping[str, Comparison]) -> list[Figure]:
             Figure(
                 title=f"Coders with the atoms of {name}",
                 caption="The same atoms coded in several ways, at equal numbers of latents per token. Refitting "
-                "changes values only; pursuit chooses latents too. Whiskers: 95 % intervals over documents.",
+                "changes values only; pursuit chooses latents too. Both axes are logarithmic. Whiskers: 95 % "
+                "intervals over documents.",
                 drawing=line_chart(
-                    series, x_label="L0", y_label="FVU", x_log=True, x_ticks=ticks if 2 <= len(ticks) <= 8 else None
+                    series,
+                    x_label="L0",
+                    y_label="FVU",
+                    x_log=True,
+                    y_log=True,
+                    x_ticks=ticks if 2 <= len(ticks) <= 8 else None,
                 ),
             )
         )

@@ -72,7 +72,7 @@ class Axis:
             low, high = low - 0.5, high + 0.5
         step = _step(low, high)
         low = low if from_zero and low == 0 else math.floor(low / step) * step
-        return Axis(low, math.ceil(high / step - 1e-9) * step, start, stop)
+        return Axis(low, math.ceil(high / step - 1e-3) * step, start, stop)
 
     def at(self, value: Real) -> float:
         if self.log:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sparsight.evaluation.tables import rendered
+from sparsight.studies.demo_record import ENOUGH
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,14 +59,15 @@ def _coders(result: "DemoResult") -> "Table":
 
 def _features(result: "DemoResult") -> "Table":
     tables = result.record.features
-    table = _table("Labelled features whose best class has a latent of AUROC 0.9 or more", "feature", *tables)
-    best: dict[str, dict[str, str]] = {}
+    title = f"Classes of labelled features with a latent of AUROC 0.9 or more ({ENOUGH} held-out tokens or more)"
+    table = _table(title, "feature: class", *(f"{name} latent, AUROC" for name in tables))
+    found: dict[str, dict[str, str]] = {}
     for name, features in tables.items():
-        for row in sorted(features.rows, key=lambda row: row.auroc):
-            if row.auroc >= 0.9:
-                best.setdefault(row.feature, {})[name] = f"{row.label} #{row.latent} {row.auroc:.3f}"
-    for feature, found in best.items():
-        table.add_row(feature, *(found.get(name, "") for name in tables))
+        for row in features.rows:
+            if row.auroc >= 0.9 and row.n_positive >= ENOUGH:
+                found.setdefault(f"{row.feature}: {row.label}", {})[name] = f"#{row.latent} {row.auroc:.3f}"
+    for question, by_dictionary in found.items():
+        table.add_row(question, *(by_dictionary.get(name, "") for name in tables))
     return table
 
 
