@@ -1,0 +1,122 @@
+"""Dictionaries learned with pursuit: planted truth, revival, and what a step remembers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsight.dictionaries import Pursuit
+from sparsight.training import Training, train
+from sparsight.training.member import Member
+
+D, TRUE, K = 32, 64, 4
+UPDATES = ("mod", "ksvd", "online", "gradient")
+every_update = pytest.mark.parametrize("update", UPDATES)
+
+
+def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows that are sums of 4 of 64 random directions with weights in [0.5, 1.5] and noise, and the directions."""
+    g = torch.Generator().manual_seed(seed)
+    atoms = torch.nn.functional.normalize(torch.randn(TRUE, D, generator=g), dim=1)
+    support = torch.rand(n, TRUE, generator=g).topk(K, dim=1).indices
+    weights = torch.rand(n, K, generator=g) + 0.5
+    x = torch.zeros(n, TRUE).scatter(1, support, weights) @ atoms
+    return x + 0.05 * torch.randn(n, D, generator=g), atoms
+
+
+def recovered(update: str, seed: int, n_tokens: int, out: Path) -> float:
+    """Share of true atoms with a learned one at cosine above 0.95."""
+    x, atoms = planted(20_000, seed)
+    config = Pursuit(TRUE, K, update=update, dead_after=5_000)
+    run = train(x, [config], Training(n_tokens=n_tokens, batch_size=512, lr=8e-3, seed=seed), out=out)[0]
+    return float(((atoms @ run.dictionary.atoms.T).amax(dim=1) > 0.95).float().mean())
+
+
+@every_update
+def test_the_planted_atoms_are_recovered(update: str, tmp_path: Path) -> None:
+    assert recovered(update, 0, 30_000, tmp_path) >= 0.95
+
+
+@pytest.mark.slow
+@every_update
+@pytest.mark.parametrize("seed", range(5))
+def test_the_planted_atoms_are_recovered_from_every_seed(update: str, seed: int, tmp_path: Path) -> None:
+    assert recovered(update, seed, 100_000, tmp_path) >= 0.95
+
+
+def member(update: str, dead_after: int = 100_000, **options: object) -> Member:
+    config = Pursuit(TRUE, K, update=update, dead_after=dead_after, **options)
+    return Member("run", config, D, Training(n_tokens=10_000), torch.device("cpu"))
+
+
+@every_update
+def test_silent_latents_take_the_directions_that_the_worst_reconstructions_lack(update: str) -> None:
+    trained = member(update, dead_after=600)
+    x = planted(300, 0)[0]
+    x[:, -1] = 0
+    with torch.no_grad():  # the first five along the coordinate that nothing else has
+        trained.dictionary.atoms[:, -1] = 0
+        trained.dictionary.atoms[:5] = torch.eye(D)[-1]
+        trained.dictionary.normalize_atoms_()
+    for _ in range(2):
+        assert not trained.step(x, 1e-3, 1.0).fired[:5].any()
+    assert trained.dead[:5].all()
+    before = trained.dictionary.encode(x)
+    lack = (x - trained.dictionary.decode(before)).detach()
+    worst = lack[lack.norm(dim=1).argsort(descending=True)[:5]]
+    objective = trained.step(x, 1e-3, 1.0)
+    torch.testing.assert_close(
+        trained.dictionary.atoms[:5].detach(), torch.nn.functional.normalize(worst, dim=1), rtol=1e-4, atol=1e-5
+    )
+    assert objective.fired[:5].all()
+    assert not trained.dead[:5].any()
+    for name, remembered in trained.rule.tensors().items():
+        if name.removesuffix("/exp_avg") in ("gram", "cross", "inertia", "atoms"):
+            assert not remembered[:5].any()
+            assert remembered[5:].any()
+
+
+@every_update
+def test_an_exact_reconstruction_revives_nothing_and_gives_no_nan(update: str) -> None:
+    trained = member(update, dead_after=1)
+    rows = trained.dictionary.atoms[:3].detach().repeat(20, 1) * 0.7
+    for _ in range(3):
+        trained.step(rows, 1e-3, 1.0)
+    assert all(bool(torch.isfinite(p).all()) for p in trained.dictionary.parameters())
+
+
+@pytest.mark.parametrize("forgetting", [0.0, 2.0])
+def test_running_sums_weigh_batch_s_of_t_by_the_power_of_s_over_t(forgetting: float) -> None:
+    """One latent for 1-d data: the running sum is known, and its atom keeps norm 1 by putting norms into the sums."""
+    config = Pursuit(1, 1, forgetting=forgetting)
+    trained = Member("run", config, 1, Training(n_tokens=100), torch.device("cpu"))
+    with torch.no_grad():
+        trained.dictionary.atoms.fill_(1.0)
+    batches = [torch.tensor([[s], [s + 2.0]]) for s in (1.0, 2.0, 3.0)]
+    expected, offset = 0.0, 0.0
+    for t, x in enumerate(batches, start=1):
+        expected = expected * (1 - 1 / t) ** forgetting + float((x - offset).clamp_min(0).square().sum())
+        trained.step(x, 1e-3, 1.0)
+        offset = float(trained.dictionary.b_dec.detach())
+        assert offset == pytest.approx(0.0, abs=1e-6)  # the values explain everything, so the offset stays
+        assert float(trained.rule.tensors()["gram"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_offset_takes_over_the_mean_that_atoms_cannot_explain() -> None:
+    """Rows of one constant that no non-negative code reaches: after the first batch the offset is that constant."""
+    config = Pursuit(1, 1)
+    trained = Member("run", config, 2, Training(n_tokens=100), torch.device("cpu"))
+    with torch.no_grad():
+        trained.dictionary.atoms.copy_(torch.tensor([[1.0, 0.0]]))
+    trained.step(torch.tensor([[-2.0, 3.0]]).repeat(4, 1), 1e-3, 1.0)
+    torch.testing.assert_close(trained.dictionary.b_dec.detach(), torch.tensor([-2.0, 3.0]))
+
+
+def test_unpolished_codes_are_refitted_before_the_atoms_move() -> None:
+    """So that a dictionary of unpolished codes takes the same first step as one of polished codes."""
+    x = planted(300, 0)[0]
+    polished, raw = member("gradient"), member("gradient", polish=False)
+    for trained in (polished, raw):
+        trained.step(x, 1e-2, 1.0)
+    torch.testing.assert_close(polished.dictionary.atoms, raw.dictionary.atoms, rtol=1e-5, atol=1e-6)
