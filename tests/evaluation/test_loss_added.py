@@ -55,6 +55,16 @@ def test_ablations_equal_their_direct_computation(lm, batch):
     assert found.n == int(batch.tokens.counted[:, 1:].sum())
 
 
+def test_divergence_is_taken_from_the_clean_model(lm, batch):
+    found = loss_added(lm, batch.tokens, SITE, torch.zeros_like, torch.zeros(8))
+    counted = batch.tokens.counted
+    edits = {SITE: lambda x: torch.where(counted[..., None], 0.0, x)}
+    log_p = lm.logits(batch.tokens)[:, :-1].log_softmax(-1)
+    log_q = lm.logits(batch.tokens, edits=edits)[:, :-1].log_softmax(-1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)[counted[:, 1:]].mean().item()
+    assert found.kl == pytest.approx(expected, rel=1e-9)
+
+
 def test_answering_the_mean_is_exactly_as_bad_as_mean_ablation(lm, batch):
     mean = torch.ones(8, dtype=torch.float64)
     found = loss_added(lm, batch.tokens, SITE, lambda x: mean.expand_as(x), mean)
