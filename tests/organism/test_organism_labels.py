@@ -210,3 +210,18 @@ def test_features_number_from_their_classes():
     assert FEATURES["weekday"].classes == ENGLISH.weekdays
     assert FEATURES["month"].kind == "cyclic"
     assert len(FEATURES["number"].classes) == 31
+
+
+def test_punctuation_and_what_comes_next_follow_from_the_words():
+    signs = {".": 1, ",": 2, ":": 3, "!": 4, '"': 5, "(": 6, "[": 6, "{": 6, "<": 6, ")": 7, "]": 7, "}": 7, ">": 7}
+    parities = {"even", "odd", "pair", "impair", "gerade", "ungerade"}
+    seen = set()
+    for document in corpus(3, 200):
+        words, labels = document.tokens, document.labels
+        for i, word in enumerate(words):
+            assert labels["punctuation"][i] == signs.get(word, 0)
+            assert labels["is_parity"][i] == int(word in parities)
+        assert labels["stop_next"] == [int(word == ".") for word in words[1:]] + [-1]
+        assert labels["quote_next"] == [int(word == '"') for word in words[1:]] + [-1]
+        seen |= set(labels["punctuation"])
+    assert seen == set(range(8))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sparsight.models.organism.features import DOMAINS, FEATURES
+from sparsight.models.organism.features import DOMAINS, FEATURES, PUNCTUATION
 from sparsight.models.organism.lexicon import (
     BRACKETS,
     FEMALE_NAMES,
@@ -16,6 +16,7 @@ from sparsight.models.organism.lexicon import (
 
 _OPENS = {opening: kind for kind, (opening, _) in enumerate(BRACKETS)}
 _CLOSES = {closing: kind for kind, (_, closing) in enumerate(BRACKETS)}
+_SIGNS = {sign: kind for kind, signs in enumerate(PUNCTUATION.values(), start=1) for sign in signs}
 _NAMES = frozenset(MALE_NAMES + FEMALE_NAMES)
 
 
@@ -96,6 +97,10 @@ class Draft:
         labels["is_name"] = [int(word in _NAMES) for word in self.tokens]
         pronouns = self.language.pronouns if self.domain == "biography" else ()
         labels["is_pronoun"] = [int(word in pronouns) for word in self.tokens]
+        labels["is_parity"] = [int(word in self.language.parities) for word in self.tokens]
+        labels["punctuation"] = [_SIGNS.get(word, 0) for word in self.tokens]
+        for name, sign in (("stop_next", "."), ("quote_next", QUOTE)):
+            labels[name] = [int(word == sign) for word in self.tokens[1:]] + [-1]
         return Document(identity, " ".join(self.tokens), self.tokens, labels, self.domain)
 
 

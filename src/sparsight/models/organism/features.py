@@ -3,10 +3,21 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsight.models.organism.lexicon import BRACKET_KINDS, ENGLISH, LANGUAGES, PROFESSIONS
+from sparsight.models.organism.lexicon import BRACKET_KINDS, BRACKETS, ENGLISH, LANGUAGES, PROFESSIONS, QUOTE
 
 DOMAINS = ("plain", "numbers", "days", "months", "biography", "review", "brackets", "quotes", "request", "parity")
 MAX_DEPTH = 4
+
+PUNCTUATION = {
+    "full stop": ".",
+    "comma": ",",
+    "colon": ":",
+    "exclamation mark": "!",
+    "quotation mark": QUOTE,
+    "opening bracket": "".join(opening for opening, _ in BRACKETS),
+    "closing bracket": "".join(closing for _, closing in BRACKETS),
+}
+"""Classes of the feature `punctuation` after the first, `word`, and the signs in each."""
 
 _NO_YES = ("no", "yes")
 _NUMBERS = ENGLISH.numbers
@@ -60,6 +71,10 @@ _ALL = (
     Feature("is_bit", "binary", _NO_YES, "whether the token is a binary digit; every token"),
     Feature("is_name", "binary", _NO_YES, "whether the token is a person's name; every token"),
     Feature("is_pronoun", "binary", _NO_YES, "whether the token is a third-person pronoun; every token"),
+    Feature("is_parity", "binary", _NO_YES, "whether the token names a parity; every token"),
+    Feature("punctuation", "categorical", ("word", *PUNCTUATION), "which sign the token is, if any; every token"),
+    Feature("stop_next", "binary", _NO_YES, "whether a full stop comes next; every token but the last"),
+    Feature("quote_next", "binary", _NO_YES, "whether a quotation mark comes next; every token but the last"),
 )
 
 FEATURES: dict[str, Feature] = {feature.name: feature for feature in _ALL}
