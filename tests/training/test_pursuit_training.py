@@ -113,6 +113,22 @@ def test_the_offset_takes_over_the_mean_that_atoms_cannot_explain() -> None:
     torch.testing.assert_close(trained.dictionary.b_dec.detach(), torch.tensor([-2.0, 3.0]))
 
 
+@every_update
+def test_a_restored_member_goes_on_to_the_same_bits(update: str) -> None:
+    """A checkpoint holds everything that a step reads, revival included."""
+    batches = planted(800, 0)[0].split(100)
+    whole, first, second = (member(update, dead_after=200) for _ in range(3))
+    for i, x in enumerate(batches):
+        whole.step(x, 1e-2, 1.0)
+        (first if i < 4 else second).step(x, 1e-2, 1.0)
+        if i == 3:
+            second.restore({name: tensor.clone() for name, tensor in first.tensors().items()})
+    ends = whole.tensors(), second.tensors()
+    assert ends[0].keys() == ends[1].keys()
+    for name in ends[0]:
+        assert torch.equal(ends[0][name], ends[1][name]), name
+
+
 def test_unpolished_codes_are_refitted_before_the_atoms_move() -> None:
     """So that a dictionary of unpolished codes takes the same first step as one of polished codes."""
     x = planted(300, 0)[0]

@@ -19,11 +19,8 @@ from sparsight.training.member import Member
 from sparsight.training.normalization import fit_normalization
 
 WITH_ENCODER = [TopK(32, 4, dead_after=200), JumpReLU(32, target_l0=4, dead_after=200)]
-PURSUITS = [Pursuit(32, 4, update=update, dead_after=200) for update in ("mod", "ksvd", "online", "gradient")]
-ARCHITECTURES = [*WITH_ENCODER, *PURSUITS]
-every_architecture = pytest.mark.parametrize(
-    "config", ARCHITECTURES, ids=lambda c: getattr(c, "update", c.architecture)
-)
+ARCHITECTURES = [*WITH_ENCODER, Pursuit(32, 4, dead_after=200)]
+every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.architecture)
 every_encoder = pytest.mark.parametrize("config", WITH_ENCODER, ids=lambda c: c.architecture)
 D = 12
 

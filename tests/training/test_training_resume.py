@@ -19,7 +19,7 @@ from sparsight.training import Run, Training, train
 CONFIGS = [
     TopK(24, 3, dead_after=64, k_aux=4),
     JumpReLU(24, target_l0=3, dead_after=64, k_aux=4),
-    *(Pursuit(24 + i, 3, update=name, dead_after=64) for i, name in enumerate(("mod", "ksvd", "online", "gradient"))),
+    Pursuit(24, 3, dead_after=64),
 ]
 SETTINGS = Training(n_tokens=40 * 32, batch_size=32, lr=0.01, log_every=4, checkpoint_every=7, normalization_tokens=64)
 
