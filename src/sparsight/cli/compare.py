@@ -12,12 +12,16 @@ def compare(
     dictionary: options.DictionaryFolder,
     activations: options.Activations,
     k: Annotated[list[int], typer.Option("--k", help="Latents per token. Repeat for several.")],
-    arm: Annotated[list[str] | None, typer.Option("--arm", help="Coders to compare. Repeat. Default: all.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="A coder, or 'all'. Repeat for several. Default: encoder, topk, refit, pursuit."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="For the loss added: name or folder. Default: the store's own model.")
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Do not load a model: leave the loss out.")] = False,
     figure: Annotated[Path | None, typer.Option("--figure", help="Write FVU against L0 as an HTML figure.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare even if made for another site or model.")] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -35,7 +39,8 @@ def compare(
     store = ActivationStore(activations)
     store.verify()
     lm = options.model_for(store, model, no_model, device)
-    result = evaluation.compare_coders(measured, store, k, arm, model=lm, seed=seed, progress=not quiet)
+    arms = list(evaluation.ARMS) if arm == ["all"] else arm
+    result = evaluation.compare_coders(measured, store, k, arms, model=lm, seed=seed, force=force, progress=not quiet)
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
         result.to_figure().write_html(figure, include_plotlyjs=True)
