@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsight.dictionaries import Pursuit
 from sparsight.training import Training, train
 from sparsight.training.member import Member
+from sparsight.training.pursuit_updates import co_activations, cross_moments
 
 D, TRUE, K = 32, 64, 4
 UPDATES = ("mod", "ksvd", "online", "gradient")
@@ -62,6 +63,11 @@ def test_silent_latents_take_the_directions_that_the_worst_reconstructions_lack(
     for _ in range(2):
         assert not trained.step(x, 1e-3, 1.0).fired[:5].any()
     assert trained.dead[:5].all()
+    for name, remembered in trained.rule.tensors().items():  # as if they had been in use long ago
+        if name == "gram":
+            remembered[:5, :5] += torch.eye(5)
+        elif name in ("cross", "inertia", "atoms/exp_avg"):
+            remembered[:5] = 1e-3
     before = trained.dictionary.encode(x)
     lack = (x - trained.dictionary.decode(before)).detach()
     worst = lack[lack.norm(dim=1).argsort(descending=True)[:5]]
@@ -84,6 +90,19 @@ def test_an_exact_reconstruction_revives_nothing_and_gives_no_nan(update: str) -
     for _ in range(3):
         trained.step(rows, 1e-3, 1.0)
     assert all(bool(torch.isfinite(p).all()) for p in trained.dictionary.parameters())
+
+
+@pytest.mark.parametrize("update", ["mod", "online"])
+def test_norms_of_new_atoms_go_into_the_codes_and_into_the_sums_over_them(update: str) -> None:
+    """After one batch the sums are those of the code as it reads over the atoms of norm 1."""
+    trained = member(update)
+    x = planted(300, 0)[0]
+    code = trained.dictionary.encode(x)
+    with torch.no_grad():
+        moved = trained.rule.update.move(code, x, 1.0, 1e-3)
+    assert (moved.values - code.values).abs().max() > 0.01
+    torch.testing.assert_close(trained.rule.update.gram, co_activations(moved), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trained.rule.update.cross, cross_moments(moved, x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("forgetting", [0.0, 2.0])
