@@ -44,7 +44,7 @@ class Pursuit(DictionaryConfig):
     coder: str = "gradient_pursuit"
     polish: bool = True
     update: str = "online"
-    forgetting: Number = 2.0
+    forgetting: Number = 6.0
     dead_after: int = 100_000
 
     architecture: ClassVar[Literal["pursuit"]] = "pursuit"
