@@ -9,7 +9,7 @@ from sparsight.errors import DataError
 from sparsight.models.organism import FEATURES, corpus
 from sparsight.studies import DemoRecord, demo, run_demo
 from sparsight.studies.demo_record import claims_of
-from sparsight.studies.questions import class_names, within_languages
+from sparsight.studies.questions import asked_of, class_names, within_languages
 
 TINY = demo.Plan(
     n_stored=6_000, heldout=0.2, n_trained=8_192, batch_size=512, lr=3e-3, ks=(8, 16), n_compared=1024, n_labelled=4_000
@@ -61,6 +61,12 @@ def test_questions_are_put_to_one_language_at_a_time():
         for language in languages:
             added = asked.labels[f"month_answer in {language}"]
             assert added == (document.labels["month_answer"] if language == spoken else [-1] * len(document.tokens))
+
+
+def test_a_question_within_a_language_is_asked_of_its_feature():
+    assert asked_of("month_answer in german") == "month_answer"
+    assert asked_of("month_answer") == "month_answer"
+    assert {asked_of(name) for name in class_names()} == set(FEATURES)
 
 
 def test_a_finished_demo_is_opened_and_nothing_in_it_changes(finished):

@@ -47,6 +47,7 @@ def write_measured_report(
     title: str,
     lead: str,
     facts: Mapping[str, str],
+    notes: Sequence[str] = (),
     n_best: int = 50,
     n_random: int = 50,
     seed: int = 0,
@@ -60,6 +61,7 @@ def write_measured_report(
         lm: The model the activations came from.
         title, lead: Heading of the page and the sentence under it.
         facts: How it was made: command, seeds, corpus and so on, by name.
+        notes: What to read with care, beyond what the records say themselves.
         n_best, n_random: Latents shown of each dictionary; see `pick_latents`.
         seed: Of the random latents.
     """
@@ -76,7 +78,7 @@ def write_measured_report(
             *training_figures({m.name: m.metrics for m in measured}),
         ],
         dictionaries=[_page_of(m, heldout, lm, n_best, n_random, seed) for m in measured],
-        notes=[*_left_out(measured), *cautions_of(evaluations)],
+        notes=[*notes, *_left_out(measured), *cautions_of(evaluations)],
     )
     return write_report(path, page)
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from sparsight.interpretation.examples import Example
 from sparsight.interpretation.figures import bar_strip
 from sparsight.interpretation.page import DictionaryPage, FeatureMatch, ReportPage
+from sparsight.interpretation.summaries import TELLING
 
 CHIP_FROM = 0.9  # a weaker match stays in the table of features and is no heading for a latent
 GROUPS = {"best": "Most energy", "random": "Random", "label": "Best for a label"}
@@ -166,7 +167,8 @@ def _latents_intro(dictionaries: Sequence[DictionaryPage]) -> str:
         f"Where chosen latents are most active in {tokens:,} held-out tokens, one context per document as far as there "
         "are enough. “Most energy”: the largest shares of the code’s energy (sum of squared values) among the latents "
         "active in at most 10 % of tokens. “Random”: drawn evenly from all live latents; these, not the first, show "
-        "what a typical latent looks like. “Best for a label”: those of the table above."
+        "what a typical latent looks like. “Best for a label”: those of the table above with "
+        f"an AUROC of {TELLING} or more."
     )
 
 

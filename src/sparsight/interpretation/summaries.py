@@ -17,6 +17,10 @@ RESIDUAL = frozenset({"embed", "resid_pre", "resid_mid", "resid_post", "attn_out
 """Sites whose directions live in the residual stream, which the unembedding reads."""
 
 
+TELLING = 0.75
+"""AUROC from which the best latent of a labelled feature is worth showing: below, it is the best of many poor ones."""
+
+
 def summarise(
     dictionary: Encodes,
     store: StoredActivations,
@@ -41,7 +45,7 @@ def summarise(
         lm: Model the activations came from; its tokenizer writes the contexts, its unembedding gives direct effects.
         name: Short name on the page.
         description: A line about the dictionary.
-        matches: Best latents of labelled features; each is shown as well.
+        matches: Best latents of labelled features; those that tell their feature apart well enough are shown as well.
         n_best, n_random: See `pick_latents`.
         n_contexts, window: See `top_contexts`.
         seed: Of the random latents.
@@ -50,7 +54,8 @@ def summarise(
     """
     statistics = latent_statistics(dictionary, store)
     picked = pick_latents(statistics, n_best=n_best, n_random=n_random, seed=seed)
-    latents = sorted({*picked.all, *(match.latent for match in matches)})
+    telling = [match for match in matches if match.auroc >= TELLING]
+    latents = sorted({*picked.all, *(match.latent for match in telling)})
     histograms = value_histograms(dictionary, store, latents, statistics)
     strings = lm.tokens_to_strings
     contexts = top_contexts(dictionary, store, latents, tokens_to_strings=strings, n_contexts=n_contexts, window=window)
@@ -59,7 +64,7 @@ def summarise(
     summaries = [
         LatentSummary(
             latent=latent,
-            groups=_groups(latent, picked, matches),
+            groups=_groups(latent, picked, telling),
             density=float(statistics.density[latent]),
             maximum=float(statistics.maximum[latent]),
             energy_share=float(statistics.energy_share[latent]),

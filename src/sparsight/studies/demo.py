@@ -17,6 +17,7 @@ from sparsight.evaluation import best_latents, compare_coders, evaluate
 from sparsight.interpretation import Measured, write_measured_report
 from sparsight.models import LanguageModel, Site, load_model, organism
 from sparsight.studies.demo_record import DemoRecord, claims_of
+from sparsight.studies.questions import class_names, within_languages
 from sparsight.training import Run, Training, train
 
 CORPUS_SEED = 1  # documents of seed 0 taught the organism; these it has not seen
@@ -28,7 +29,8 @@ class Plan:
     """How much of everything.
 
     Attributes:
-        n_stored: Activations harvested, a tenth of them held out.
+        n_stored: Activations harvested.
+        heldout: Share of the documents held out.
         n_trained: Activations each dictionary sees, repeats counted.
         batch_size: Activations in one training step.
         lr: Peak learning rate.
@@ -38,6 +40,7 @@ class Plan:
     """
 
     n_stored: int
+    heldout: float
     n_trained: int
     batch_size: int
     lr: float
@@ -48,6 +51,7 @@ class Plan:
 
 FULL = Plan(
     n_stored=400_000,
+    heldout=0.1,
     n_trained=1_500_000,
     batch_size=1024,
     lr=2e-3,
@@ -56,8 +60,9 @@ FULL = Plan(
     n_labelled=60_000,
 )
 FAST = Plan(
-    n_stored=120_000,
-    n_trained=350_000,
+    n_stored=100_000,
+    heldout=0.2,
+    n_trained=260_000,
     batch_size=512,
     lr=3e-3,
     ks=(8, 16, 32),
@@ -170,7 +175,16 @@ def _claim(out: Path, settings: dict[str, Any]) -> DemoRecord | None:
 def _harvest(lm: LanguageModel, site: Site, out: Path, plan: Plan, progress: bool) -> ActivationStore:
     """Activations of documents the model was not trained on, with the true features of every token."""
     documents = (document for start in count(0, 1000) for document in organism.corpus(CORPUS_SEED, 1000, start=start))
-    return harvest(lm, documents, [site], out / "activations", n_tokens=plan.n_stored, resume=True, progress=progress)
+    return harvest(
+        lm,
+        within_languages(documents),
+        [site],
+        out / "activations",
+        n_tokens=plan.n_stored,
+        heldout=plan.heldout,
+        resume=True,
+        progress=progress,
+    )
 
 
 def _measure(
@@ -183,7 +197,7 @@ def _measure(
     seed: int,
 ) -> DemoRecord:
     """Everything is measured on held-out documents."""
-    classes = {name: feature.classes for name, feature in organism.FEATURES.items()}
+    classes = class_names()
     with clock("measuring on held-out documents"):
         evaluations = {
             name: evaluate(run.dictionary, store, model=lm, loss_tokens=plan.n_compared, seed=seed)
@@ -234,7 +248,7 @@ def _write_page(
         "Model": f"{lm.name} ({lm.family}, {lm.n_layers} layers of width {lm.width(site)}), embedded in sparsight",
         "Site": str(site),
         "Text": f"the organism’s grammar, seed {CORPUS_SEED}: documents that its training did not use",
-        "Activations": f"{len(store):,} stored; a tenth of the documents held out",
+        "Activations": f"{len(store):,} stored; {plan.heldout:.0%} of the documents held out",
         "Training": f"{plan.n_trained:,} activations, batches of {plan.batch_size:,}, peak rate {plan.lr:g}",
         "Seed": str(seed),
         "Version": f"sparsight {version('sparsight')}",
@@ -250,6 +264,10 @@ def _write_page(
         "residual stream of a small language model whose texts are labelled token by token: what they explain, at what "
         "cost to the model, and what their latents respond to.",
         facts=facts,
+        notes=[
+            "Labels that end in a language are asked within that language alone: of German text, which words name a "
+            "month? Latents here often belong to one language, because most words do.",
+        ],
         seed=seed,
     )
 

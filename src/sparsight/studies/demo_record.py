@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from sparsight.evaluation import Comparison, Evaluation, FeatureTable
 from sparsight.evaluation.record import Record
+from sparsight.studies.questions import asked_of
 
 ENOUGH = 20  # held-out tokens of a class, below which its AUROC says little
 
@@ -44,9 +45,9 @@ def claims_of(
         gap = fvu[better, 16] - fvu[worse, 16]
         claims.append(_at_most(f"at L0 16, FVU of {better} minus that of {worse} is below 0", gap, 0.0))
     for name, table in features.items():
-        found = sum(row.auroc >= 0.95 and row.n_positive >= ENOUGH for row in table.rows)
-        text = f"{name}: classes of labelled features ({ENOUGH} held-out tokens or more) with a latent of AUROC 0.95"
-        claims.append(Claim(text=f"{text} or more: at least 8", value=found, holds=found >= 8))
+        told = {asked_of(row.feature) for row in table.rows if row.auroc >= 0.95 and row.n_positive >= ENOUGH}
+        text = f"{name}: at least 8 features with a latent of AUROC 0.95 or more for a class ({ENOUGH} held-out tokens)"
+        claims.append(Claim(text=text, value=len(told), holds=len(told) >= 8))
     return claims
 
 
