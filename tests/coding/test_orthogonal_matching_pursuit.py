@@ -7,6 +7,9 @@ from reference import pursuit as twin
 from sklearn.linear_model import orthogonal_mp
 
 from sparsight.coding import kkt_residual, orthogonal_matching_pursuit
+from sparsight.coding.kernels.search import DenseSearch
+from sparsight.coding.orthogonal_matching_pursuit import CholeskyFactors
+from sparsight.coding.supports import Supports
 
 
 def case(mean: float, noise: float = 0.1) -> twin.Planted:
@@ -52,6 +55,20 @@ def test_a_copy_of_a_chosen_atom_is_never_worth_choosing():
     twice = orthogonal_matching_pursuit(x, doubled, 8, nonnegative=False)
     assert torch.equal(twice.indices % 96, once.indices)
     torch.testing.assert_close(twice.values, once.values, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_atom_that_depends_on_those_before_it_gets_no_weight(dtype):
+    """Atoms 0 and 1, then one in their plane, which rounding alone keeps off it, then one outside."""
+    atoms = torch.tensor([[1, 0, 0], [0.6, 0.8, 0], [0.8, 0.6, 0], [0, 0, 1]], dtype=dtype)
+    x = torch.tensor([[2.0, 1.0, 3.0]], dtype=dtype)
+    finder = DenseSearch(x, atoms, 4, nonnegative=False, repeats=False)
+    support, factors = Supports(1, 4, x), CholeskyFactors(1, 4, x)
+    alive = torch.tensor([True])
+    for atom in range(4):
+        support.add(finder, torch.tensor([atom]), alive)
+        weights = factors.extend_and_solve(support, alive)
+    torch.testing.assert_close(weights, torch.tensor([[1.25, 1.25, 0, 3]], dtype=dtype))
 
 
 def test_signed_pursuit_with_more_steps_than_dimensions_ends_at_an_exact_row():

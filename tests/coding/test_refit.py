@@ -72,12 +72,14 @@ def test_a_support_wider_than_the_space_fits_a_signed_row_exactly_and_stays_fini
         torch.testing.assert_close(code.decode(atoms), x, rtol=0, atol=1e-9)
 
 
-def test_empty_slots_and_repeated_latents_hold_zero():
+@pytest.mark.parametrize("nonnegative", [True, False])
+def test_empty_slots_and_repeated_latents_hold_zero(nonnegative):
     x, atoms, support = random_case(5, 10, 24, 40, 4)
     padded = torch.cat([support[:, :2], torch.full((10, 1), -1), support[:, 1:]], dim=1)
-    code = refit(x, atoms, padded)
+    code = refit(x, atoms, padded, nonnegative=nonnegative)
     assert (code.values[:, 2:4] == 0).all()  # the empty slot, and the second coming of slot 1
-    torch.testing.assert_close(code.to_dense(), refit(x, atoms, support).to_dense(), rtol=0, atol=1e-12)
+    expected = refit(x, atoms, support, nonnegative=nonnegative).to_dense()
+    torch.testing.assert_close(code.to_dense(), expected, rtol=0, atol=1e-12)
     assert (code.support()[:, 2:4] == -1).all()
 
 
