@@ -34,7 +34,7 @@ class Resamples:
             raise ValueError(f"level must be between 0 and 1, such as 0.95, got {level}")
         if n_resamples < 2:
             raise ValueError(f"n_resamples must be at least 2, got {n_resamples}; 1000 is usual")
-        distinct, self.place = documents.unique(return_inverse=True)
+        distinct, self.place = torch.unique(documents, return_inverse=True)
         self.n_documents = len(distinct)
         if self.n_documents < 2:
             raise UndefinedMetric(
@@ -55,7 +55,7 @@ class Resamples:
         """
         rows = max(1, BLOCK // len(self.place))
         value = float(statistic(torch.ones(1, len(self.place), dtype=torch.float64)))
-        values = torch.cat([statistic(times[:, self.place]) for times in self.times.split(rows)])
+        values = torch.cat([statistic(times[:, self.place]) for times in torch.split(self.times, rows)])
         if not bool(torch.isfinite(values).all() & torch.isfinite(torch.tensor(value))):
             raise UndefinedMetric(
                 f"no interval: predictions or effects do not vary on some draws of {self.n_documents} documents; "
@@ -91,7 +91,7 @@ def spearman(
 
 def midranks(x: Float64[Tensor, " p"], weights: Float64[Tensor, "r p"]) -> Float64[Tensor, "r p"]:
     """Ranks from 1 where each entry stands `weights` times; equal entries share the mean of their ranks."""
-    values, place = x.unique(return_inverse=True)
+    values, place = torch.unique(x, return_inverse=True)
     mass = weights.new_zeros(len(weights), len(values)).index_add_(1, place, weights)
     return (mass.cumsum(dim=1) - mass / 2 + 0.5)[:, place]
 
