@@ -2,7 +2,9 @@
 # PYTHON=... uses an existing environment as it is; without it a private one is made in .venv.
 
 ifeq ($(origin PYTHON), undefined)
-BASE_PYTHON := $(shell command -v python3.12 || command -v python3.11 || command -v python3.10 || command -v python3)
+# The first Python that runs and is new enough.
+BASE_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 PYTHON := .venv/bin/python
 READY := .venv/.installed
 else
@@ -50,7 +52,7 @@ clean:
 	rm -rf .venv demo demo-fast .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(BASE_PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'sparsight needs Python 3.10 or newer, found ' + sys.version.split()[0])"
+	@test -n "$(BASE_PYTHON)" || { echo "sparsight needs Python 3.10 or newer, found none; install one, or name it with BASE_PYTHON=..."; exit 1; }
 	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,web]'
 	touch $@
