@@ -18,6 +18,10 @@ _PUBLIC = {
     "TrainingError": "sparsight.errors",
     "UndefinedMetric": "sparsight.errors",
     "SparseCode": "sparsight.codes",
+    "fista": "sparsight.coding",
+    "fit_scale": "sparsight.coding",
+    "matching_pursuit": "sparsight.coding",
+    "orthogonal_matching_pursuit": "sparsight.coding",
     "gradient_pursuit": "sparsight.coding",
     "refit": "sparsight.coding",
     "LanguageModel": "sparsight.models",
@@ -34,6 +38,8 @@ _PUBLIC = {
     "load_dictionary": "sparsight.formats",
     "Training": "sparsight.training",
     "train": "sparsight.training",
+    "causal_prediction": "sparsight.evaluation",
+    "write_codes": "sparsight.evaluation.code_file",
     "compare_coders": "sparsight.evaluation",
     "evaluate": "sparsight.evaluation",
     "recovery": "sparsight.evaluation",
@@ -67,7 +73,11 @@ if TYPE_CHECKING:
     from sparsight.activations import documents_from_files as documents_from_files
     from sparsight.activations import harvest as harvest
     from sparsight.codes import SparseCode as SparseCode
+    from sparsight.coding import fista as fista
+    from sparsight.coding import fit_scale as fit_scale
     from sparsight.coding import gradient_pursuit as gradient_pursuit
+    from sparsight.coding import matching_pursuit as matching_pursuit
+    from sparsight.coding import orthogonal_matching_pursuit as orthogonal_matching_pursuit
     from sparsight.coding import refit as refit
     from sparsight.dictionaries import JumpReLU as JumpReLU
     from sparsight.dictionaries import Pursuit as Pursuit
@@ -79,11 +89,13 @@ if TYPE_CHECKING:
     from sparsight.errors import StoreError as StoreError
     from sparsight.errors import TrainingError as TrainingError
     from sparsight.errors import UndefinedMetric as UndefinedMetric
+    from sparsight.evaluation import causal_prediction as causal_prediction
     from sparsight.evaluation import compare_coders as compare_coders
     from sparsight.evaluation import evaluate as evaluate
     from sparsight.evaluation import features as features
     from sparsight.evaluation import metrics as metrics
     from sparsight.evaluation import recovery as recovery
+    from sparsight.evaluation.code_file import write_codes as write_codes
     from sparsight.formats import load_dictionary as load_dictionary
     from sparsight.interpretation import top_contexts as top_contexts
     from sparsight.interpretation import write_report as write_report

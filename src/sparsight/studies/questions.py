@@ -47,7 +47,7 @@ def class_names() -> dict[str, tuple[str, ...]]:
 
 
 def asked_of(name: str) -> str:
-    """The feature that a label asks about, with or without a language: "month_answer in german" asks of month_answer."""
+    """The feature that a label asks about: "month_answer in german" asks, within a language, about month_answer."""
     feature, _, language = name.rpartition(" in ")
     return feature if language in FEATURES["language"].classes else name
 

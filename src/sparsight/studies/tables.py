@@ -59,15 +59,23 @@ def _coders(result: "DemoResult") -> "Table":
 
 def _features(result: "DemoResult") -> "Table":
     tables = result.record.features
-    title = f"Classes of labelled features with a latent of AUROC 0.9 or more ({ENOUGH} held-out tokens or more)"
-    table = _table(title, "feature: class", *(f"{name} latent, AUROC" for name in tables))
-    found: dict[str, dict[str, str]] = {}
+    title = (
+        f"Labelled features: classes (of {ENOUGH} held-out tokens or more) that a latent tells with AUROC 0.95 or more"
+    )
+    table = _table(title, "feature", *(f"{name}: classes, best latent" for name in tables))
+    told: dict[str, dict[str, str]] = {}
     for name, features in tables.items():
-        for row in features.rows:
-            if row.auroc >= 0.9 and row.n_positive >= ENOUGH:
-                found.setdefault(f"{row.feature}: {row.label}", {})[name] = f"#{row.latent} {row.auroc:.3f}"
-    for question, by_dictionary in found.items():
-        table.add_row(question, *(by_dictionary.get(name, "") for name in tables))
+        for feature in dict.fromkeys(row.feature for row in features.rows):
+            rows = [row for row in features.rows if row.feature == feature and row.n_positive >= ENOUGH]
+            found = [row for row in rows if row.auroc >= 0.95]
+            if found:
+                best = max(found, key=lambda row: row.auroc)
+                what = "" if best.label == "yes" else f" for {best.label}"
+                told.setdefault(feature, {})[name] = (
+                    f"{len(found)} of {len(rows)}, #{best.latent}{what} {best.auroc:.3f}"
+                )
+    for feature, cells in told.items():
+        table.add_row(feature, *(cells.get(name, "none") for name in tables))
     return table
 
 
