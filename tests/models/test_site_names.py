@@ -40,3 +40,8 @@ def test_many_sites_are_described_on_one_line() -> None:
     some = ["embed", "0.mlp_in", "1.mlp_in", "3.mlp_in", "4.attn_z", "4.mlp_in"]
     described = describe_sites([Site.parse(name) for name in some])
     assert described == "embed; layers 0-1 × mlp_in; layer 3 × mlp_in; layer 4 × attn_z, mlp_in"
+
+
+def test_the_width_of_a_site_may_be_asked_by_its_name(tiny):
+    lm = tiny("gpt2")
+    assert lm.width("1.resid_post") == lm.width(Site(1, "resid_post")) == 16

@@ -86,12 +86,14 @@ class LanguageModel:
         """Every site, in the order of a forward pass."""
         return list(self._places)
 
-    def width(self, site: Site) -> int:
+    def width(self, site: Site | str) -> int:
         """Dimension of the activations at a site, known without running the model.
 
         Raises:
             ModelError: the model has no such site.
+            ValueError: the text names no site.
         """
+        site = Site.parse(site)
         self._check_sites([site])
         if site.kind in ("attn_z", "mlp_act"):
             return input_width(self._places[site].read.module)
