@@ -59,5 +59,5 @@ def _pays(x: Float[Tensor, "n d"], n_latents: int, k: int) -> bool:
     A table costs as much as one step of `n_latents` rows. It saves most of `n k` row-steps. Measured on a CPU only.
     """
     n_rows, d = x.shape
-    worthwhile = n_latents * d >= 2**19 and n_rows * k >= 2 * n_latents
+    worthwhile = n_latents * d >= 2**19 and n_rows * k >= 4 * n_latents
     return x.device.type == "cpu" and n_latents <= LARGEST_AUTOMATIC_TABLE and worthwhile

@@ -56,6 +56,12 @@ class GramTable:
             # What rounding to half precision can have taken off.
             self.coherence[start : start + rows] = torch.maximum(-lowest, highest) * (1 + 2 * HALF_ROUNDING) + TINY_HALF
 
+    def look_up(self, atoms: Int64[Tensor, " p"], others: Int64[Tensor, "p t"]) -> Float[Tensor, "p t"]:
+        """Exact inner products of each atom with its row of others."""
+        # One flat index: several times faster than a pair of index tensors.
+        places = torch.add(others, atoms.unsqueeze(1), alpha=self.exact.shape[1])
+        return self.exact.view(-1).index_select(0, places.view(-1)).view(places.shape)
+
     def check(self, atoms: Float[Tensor, "n_latents d"]) -> None:
         """Refuse atoms other than those the table was made of."""
         if self.atoms.shape != atoms.shape or not torch.equal(self.atoms, atoms):
@@ -118,7 +124,7 @@ class GramSearch(Search):
         self, indices: Int64[Tensor, "b t"], chosen: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b t1"], Float[Tensor, " b"]]:
         members = torch.cat([indices, chosen.unsqueeze(1)], dim=1)
-        return self.table.exact[chosen.unsqueeze(1), members], self.target.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        return self.table.look_up(chosen, members), self.target.gather(1, chosen.unsqueeze(1)).squeeze(1)
 
     def best(
         self,
@@ -154,8 +160,8 @@ class GramSearch(Search):
         values: Float[Tensor, "b t"],
     ) -> Float[Tensor, " p"]:
         """Scores of single atoms in the precision of `x`: `<d_j, x> - sum_i z_i <d_j, d_i>`."""
-        products: Tensor = self.table.exact[atoms.unsqueeze(1), indices[rows]]
-        return self.target[rows, atoms] - (products * values[rows]).sum(dim=1)
+        products = self.table.look_up(atoms, indices.index_select(0, rows))
+        return self.target[rows, atoms] - (products * values.index_select(0, rows)).sum(dim=1)
 
     def _follow(self, indices: Int64[Tensor, "b t"], values: Float[Tensor, "b t"]) -> None:
         """Apply the most important pending changes to the kept scores."""
