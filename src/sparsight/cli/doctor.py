@@ -1,6 +1,6 @@
 """`sparsight doctor`: can this machine do the work, and with what."""
 
-import importlib
+import importlib.util
 import importlib.metadata
 import json
 import os
