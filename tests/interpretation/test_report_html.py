@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from fake_report import HOSTILE, fake_dictionary, fake_report
 
-from sparsight.interpretation import Estimate, Example, write_report
+from sparsight.interpretation import Estimate, Example, FeatureMatch, write_report
 from sparsight.interpretation.report import context, number, render, visible
 
 
@@ -104,6 +104,18 @@ def test_every_link_leads_to_something_on_the_page(page):
     targets = [href[1:] for href in page.attributes("href") if href.startswith("#")]
     assert "topk-latent-17" in ids
     assert set(targets) <= set(ids)
+
+
+def test_features_told_best_come_first_and_classes_seen_too_seldom_last():
+    report = fake_report(3)
+    aurocs = {"a": 0.8, "b": 0.9, "c": 1.0}
+    matches = [
+        FeatureMatch(feature=f, label="x", latent=17, auroc=auroc, f1=0.5, n_positive=3 if f == "c" else 99, n=200)
+        for f, auroc in aurocs.items()
+    ]
+    html = render(replace(report, dictionaries=[replace(report.dictionaries[0], matches=matches)]))
+    assert re.findall(r'<tr(?: class="few")?><th scope="row">(\w)</th>', html) == ["b", "a", "c"]
+    assert '<tr class="few"><th scope="row">c</th>' in html
 
 
 def test_a_page_of_two_hundred_latents_stays_under_three_megabytes(tmp_path):

@@ -18,6 +18,7 @@ from sparsight.interpretation.page import DictionaryPage, FeatureMatch, ReportPa
 from sparsight.interpretation.summaries import TELLING
 
 CHIP_FROM = 0.9  # a weaker match stays in the table of features and is no heading for a latent
+ENOUGH = 20  # tokens of a class, below which its AUROC says little
 GROUPS = {"best": "Most energy", "random": "Random", "label": "Best for a label"}
 
 
@@ -57,6 +58,7 @@ def render(page: ReportPage) -> str:
         script_hash=f"sha256-{digest}",
         shown={d.name: {summary.latent for summary in d.latents} for d in page.dictionaries},
         chip_from=CHIP_FROM,
+        enough=ENOUGH,
         feature_rows=_feature_rows(page.dictionaries),
         group_titles=_groups_present(page.dictionaries),
         latents_intro=_latents_intro(page.dictionaries),
@@ -153,7 +155,10 @@ def _feature_rows(dictionaries: Sequence[DictionaryPage]) -> list[_FeatureRow]:
             key = (match.feature, match.label)
             row = rows.setdefault(key, _FeatureRow(*key, match.n_positive, match.n, {}))
             row.by_dictionary[dictionary.name] = match
-    return list(rows.values())
+    # Best told first; classes seen too seldom for a trustworthy AUROC last.
+    best = {key: max(match.auroc for match in row.by_dictionary.values()) for key, row in rows.items()}
+    order = sorted(rows, key=lambda key: (rows[key].n_positive < ENOUGH, -best[key]))
+    return [rows[key] for key in order]
 
 
 def _groups_present(dictionaries: Sequence[DictionaryPage]) -> list[tuple[str, str]]:
