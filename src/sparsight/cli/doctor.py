@@ -1,7 +1,7 @@
 """`sparsight doctor`: can this machine do the work, and with what."""
 
-import importlib.util
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
