@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsight.coding import GramTable, gradient_pursuit, matching_pursuit, orthogonal_matching_pursuit
+from sparsight.coding import GramTable, gradient_pursuit, kept_search, matching_pursuit, orthogonal_matching_pursuit
 from sparsight.coding.kernels import choice, gram
 from sparsight.coding.kernels.gram import GramSearch
 
@@ -152,11 +152,17 @@ def test_a_table_serves_many_calls_and_refuses_other_atoms():
 
 
 def test_a_table_is_made_only_where_it_pays():
-    wide = torch.zeros(10_000, 512)
-    assert choice._pays(wide, n_latents=4096, k=32)
-    assert not choice._pays(wide[:100], n_latents=4096, k=32)  # too few rows
-    assert not choice._pays(wide, n_latents=2**17, k=32)  # too much memory
-    assert not choice._pays(wide[:, :32], n_latents=512, k=32)  # dense products cost nothing
+    wide = torch.zeros(1, 512).expand(4096, 512)
+    assert choice._pays(wide, n_rows=10_000, k=32)
+    assert not choice._pays(wide, n_rows=100, k=32)  # too few rows
+    assert not choice._pays(wide[:1].expand(2**17, 512), n_rows=10_000, k=32)  # too much memory
+    assert not choice._pays(wide[:512, :32], n_rows=10_000, k=32)  # dense products cost nothing
+
+
+def test_a_table_to_keep_is_judged_by_the_rows_of_all_calls():
+    atoms = torch.nn.functional.normalize(torch.randn(1024, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert isinstance(kept_search(atoms, n_rows=1024, k=4), GramTable)
+    assert kept_search(atoms, n_rows=1023, k=4) == "auto"
 
 
 def test_huge_weights_stay_out_of_half_precision():

@@ -5,7 +5,14 @@ import torch
 from evaluation_fake import SITE, MemoryStore, activations, contexts, store_of_model, tiny_gpt2, topk_dictionary
 
 from sparsight.codes import SparseCode
-from sparsight.coding import fit_scale, gradient_pursuit, matching_pursuit, orthogonal_matching_pursuit, refit
+from sparsight.coding import (
+    GramTable,
+    fit_scale,
+    gradient_pursuit,
+    matching_pursuit,
+    orthogonal_matching_pursuit,
+    refit,
+)
 from sparsight.dictionaries import JumpReLU
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation import Comparison, compare_coders, metrics
@@ -203,3 +210,22 @@ def test_one_document_has_no_interval_and_says_so(dictionary):
     assert all(arm.fvu.low is None for arm in found.arms)
     assert all(difference.fvu.low is None for difference in found.differences)
     assert "one document only: no interval is possible" in found.notes
+
+
+def test_a_shared_table_of_inner_products_changes_no_code(monkeypatch):
+    """The table is made once for all arms and batches, and the arms code as they do without it."""
+    x, ids = activations(600)
+    store, dictionary = MemoryStore(x, ids), topk_dictionary(site=SITE, model="tiny")
+    arms = ["matching_pursuit", "pursuit", "orthogonal_matching_pursuit"]
+    plain = compare_coders(dictionary, store, [2, 4], arms, batch_size=64)
+    made = []
+
+    def table(atoms, n_rows, k):
+        made.append((n_rows, k))
+        return GramTable(atoms)
+
+    monkeypatch.setattr("sparsight.evaluation.compare.kept_search", table)
+    kept = compare_coders(dictionary, store, [2, 4], arms, batch_size=64)
+    assert made == [(len(store.split("heldout")), 6)]
+    for one, other in zip(plain.arms, kept.arms, strict=True):
+        assert one.fvu.value == pytest.approx(other.fvu.value, rel=1e-5)

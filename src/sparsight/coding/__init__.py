@@ -17,6 +17,7 @@ from sparsight.coding.diagnostics import (
 )
 from sparsight.coding.fista import fista
 from sparsight.coding.gradient_pursuit import gradient_pursuit
+from sparsight.coding.kernels.choice import SearchMethod, kept_search
 from sparsight.coding.kernels.gram import GramTable
 from sparsight.coding.matching_pursuit import matching_pursuit
 from sparsight.coding.orthogonal_matching_pursuit import orthogonal_matching_pursuit
@@ -26,6 +27,7 @@ from sparsight.coding.scale import fit_scale
 __all__ = [
     "GramTable",
     "OverlapComparison",
+    "SearchMethod",
     "SmallWeightPrecision",
     "SparseCode",
     "compare_span_overlap",
@@ -34,6 +36,7 @@ __all__ = [
     "fit_scale",
     "gradient_pursuit",
     "interference_floor",
+    "kept_search",
     "kkt_residual",
     "matching_pursuit",
     "orthogonal_matching_pursuit",

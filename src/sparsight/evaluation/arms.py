@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding import (
+    SearchMethod,
     fista,
     fit_scale,
     gradient_pursuit,
@@ -37,12 +38,14 @@ class Setting:
             pre-activations, whatever the rule it was trained with.
         l0: Target mean L0, for arms that are matched in the mean and not token by token.
         train_rows: Reads activations of training documents, for what must be fitted; called only by arms that fit.
+        search: Gives pursuits their way to find the best atom: a table made once and shared by all arms and batches.
     """
 
     dictionary: AbstractDictionary
     as_trained: bool
     l0: float | int
     train_rows: Callable[[], Tensor]
+    search: Callable[[], SearchMethod] = lambda: "auto"
 
 
 def encoder(setting: Setting) -> Coder:
@@ -76,20 +79,20 @@ def refitted(setting: Setting) -> Coder:
 
 def pursuit(setting: Setting) -> Coder:
     """Gradient pursuit: chooses latents and values by itself."""
-    dictionary = setting.dictionary
-    return by_budget(lambda x, k: gradient_pursuit(x - dictionary.b_dec, dictionary.atoms, k))
+    dictionary, search = setting.dictionary, setting.search()
+    return by_budget(lambda x, k: gradient_pursuit(x - dictionary.b_dec, dictionary.atoms, k, search=search))
 
 
 def steepest(setting: Setting) -> Coder:
     """Matching pursuit: chooses as gradient pursuit does, and sets one value at a time."""
-    dictionary = setting.dictionary
-    return by_budget(lambda x, k: matching_pursuit(x - dictionary.b_dec, dictionary.atoms, k))
+    dictionary, search = setting.dictionary, setting.search()
+    return by_budget(lambda x, k: matching_pursuit(x - dictionary.b_dec, dictionary.atoms, k, search=search))
 
 
 def orthogonal(setting: Setting) -> Coder:
     """Orthogonal matching pursuit: all values solved anew after each choice."""
-    dictionary = setting.dictionary
-    return by_budget(lambda x, k: orthogonal_matching_pursuit(x - dictionary.b_dec, dictionary.atoms, k))
+    dictionary, search = setting.dictionary, setting.search()
+    return by_budget(lambda x, k: orthogonal_matching_pursuit(x - dictionary.b_dec, dictionary.atoms, k, search=search))
 
 
 def scaled(setting: Setting, *, per_latent: bool = False) -> Coder:

@@ -127,8 +127,8 @@ def write_codes(
         StoreError: `out` exists, or holds the beginning of other codes.
     """
     out = Path(out)
-    code = coder_of(dictionary, coder, k)
     part = part_of(store, split)
+    code = coder_of(dictionary, coder, k, len(part))
     chosen = site_for(dictionary, part, site, force=force)
     metadata = {
         "coder": coder or "own",

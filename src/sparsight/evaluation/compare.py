@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from sparsight.codes import SparseCode
+from sparsight.coding import kept_search
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.arms import ARMS, DEFAULT_ARMS, Coder, Setting, canonical, has_encoder, make_arm
@@ -247,11 +248,15 @@ def compare_coders(
         frame = frame_of(part, chosen, blocks, device, advance)
         own_l0 = _own_l0(dictionary, batches(part, chosen, blocks, device, advance)) / n
         training = cache(partial(_training_rows, store, chosen, fit_tokens, device))
+        steps = sum(k if isinstance(k, int) else round(own_l0) for k in ks)
+        search = cache(partial(kept_search, dictionary.atoms.detach(), n, steps))
         runners = [
             Runner(
                 name,
                 k,
-                make_arm(name, Setting(dictionary, own, k if isinstance(k, int) and not own else own_l0, training)),
+                make_arm(
+                    name, Setting(dictionary, own, k if isinstance(k, int) and not own else own_l0, training, search)
+                ),
                 own,
             )
             for k in ks

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsight.codes import SparseCode
+from sparsight.coding import kept_search
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation import sums as terms
@@ -89,8 +90,8 @@ def evaluate(
         UndefinedMetric: the activations do not vary.
     """
     began = time.perf_counter()
-    code = coder_of(dictionary, coder, k)
     part = part_of(store, split)
+    code = coder_of(dictionary, coder, k, len(part))
     chosen = site_for(dictionary, part, site, force=force)
     if model is not None:
         check_model(model, store, force=force)
@@ -128,8 +129,10 @@ def evaluate(
     )
 
 
-def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None) -> Code:
+def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None, n_rows: int = 0) -> Code:
     """The dictionary's own rule, or an arm at `k` latents per token, from activations to codes.
+
+    A pursuit over many rows (`n_rows` in all) keeps one table of inner products for all batches.
 
     Raises:
         ValueError: one of `coder` and `k` came without the other, or one is out of range.
@@ -146,7 +149,9 @@ def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None) -
     def refuse() -> Tensor:
         raise ValueError(f"coder={coder!r} must be fitted on training rows; use compare_coders")
 
-    arm = make_arm(coder, Setting(dictionary, as_trained=False, l0=k, train_rows=refuse))
+    arm = make_arm(
+        coder, Setting(dictionary, False, k, refuse, partial(kept_search, dictionary.atoms.detach(), n_rows, k))
+    )
     return lambda x: arm(x, torch.full((len(x),), k, device=x.device))
 
 

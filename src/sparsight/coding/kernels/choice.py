@@ -43,7 +43,7 @@ def blocks(
     if isinstance(search, GramTable):
         search.check(atoms)
         table = search
-    elif search == "gram" or (search == "auto" and _pays(x, n_latents, k)):
+    elif search == "gram" or (search == "auto" and _pays(atoms, len(x), k)):
         table = GramTable(atoms)
     if table is None:
         for block in torch.split(x, block_rows(n_latents, d, k, x.element_size())):
@@ -53,11 +53,22 @@ def blocks(
             yield block, GramSearch(block, table, k, nonnegative=nonnegative, repeats=repeats)
 
 
-def _pays(x: Float[Tensor, "n d"], n_latents: int, k: int) -> bool:
+def kept_search(atoms: Float[Tensor, "n_latents d"], n_rows: int, k: int) -> SearchMethod:
+    """A table to keep for many calls, where it pays over all their rows; else `"auto"`.
+
+    Args:
+        atoms: Unit rows, unchanged between the calls.
+        n_rows: Rows of all calls together.
+        k: Steps in a row.
+    """
+    return GramTable(atoms) if _pays(atoms, n_rows, k) else "auto"
+
+
+def _pays(atoms: Float[Tensor, "n_latents d"], n_rows: int, k: int) -> bool:
     """Whether making a table costs clearly less than the dense products it saves.
 
     A table costs as much as one step of `n_latents` rows. It saves most of `n k` row-steps. Measured on a CPU only.
     """
-    n_rows, d = x.shape
+    n_latents, d = atoms.shape
     worthwhile = n_latents * d >= 2**19 and n_rows * k >= 4 * n_latents
-    return x.device.type == "cpu" and n_latents <= LARGEST_AUTOMATIC_TABLE and worthwhile
+    return atoms.device.type == "cpu" and n_latents <= LARGEST_AUTOMATIC_TABLE and worthwhile
