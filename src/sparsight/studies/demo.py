@@ -267,8 +267,8 @@ def _write_page(
         notes=[
             "Labels that end in a language are asked within that language alone: of German text, which words name a "
             "month? Latents here often belong to one language, because most words do.",
-            "An AUROC speaks only of the tokens that the question is asked of: a latent that tells November from the other "
-            "months, where a month comes next, may be active elsewhere for another reason. Its contexts show it.",
+            "An AUROC speaks only of the tokens that the question is asked of: a latent that tells November from the "
+            "other months, where a month comes next, may be active elsewhere for another reason. Its contexts show it.",
         ],
         seed=seed,
     )
