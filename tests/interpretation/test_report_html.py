@@ -8,6 +8,7 @@ import pytest
 from fake_report import HOSTILE, fake_dictionary, fake_report
 
 from sparsight.interpretation import Estimate, Example, FeatureMatch, write_report
+from sparsight.interpretation.dictionary_report import _short
 from sparsight.interpretation.report import context, number, render, visible
 
 
@@ -187,3 +188,9 @@ def test_an_estimate_without_an_interval_shows_none():
     only = replace(report.measurements[1], estimates={"TopK": Estimate(16.0)})
     text = Outline(render(replace(report, measurements=[only]))).text
     assert "[" not in text[text.index("Mean number of active latents.") :][:200]
+
+
+def test_a_title_has_room_for_two_folders_of_a_long_path():
+    assert _short("/data/models/minilm/model") == "minilm/model"
+    assert _short("openai-community/gpt2") == "openai-community/gpt2"
+    assert _short("organism") == "organism"

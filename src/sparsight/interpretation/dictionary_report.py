@@ -128,7 +128,7 @@ def write_dictionary_report(
         [measured],
         store.split("heldout"),
         lm if lm is not None else load_model(store.model),
-        title=f"A dictionary of {store.model} at {evaluation.site}",
+        title=f"A dictionary of {_short(store.model)} at {evaluation.site}",
         lead=f"{described}. What it explains of activations it was not trained on, and what its latents respond to.",
         facts=facts,
         seed=seed,
@@ -187,3 +187,8 @@ def _left_out(measured: Sequence[Measured]) -> list[str]:
         for row in table.left_out:
             reasons.setdefault(row.reason, []).append(f"{row.feature}: {row.label}")
     return [f"Not in the table of labelled features ({', '.join(names)}): {why}" for why, names in reasons.items()]
+
+
+def _short(model: str) -> str:
+    """A model's name as a title has room for it: of a long path, the last two folders."""
+    return "/".join(Path(model).parts[-2:])
