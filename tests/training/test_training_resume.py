@@ -160,15 +160,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
 
 
 def test_the_second_ctrl_c_interrupts_at_once_and_the_handler_is_put_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
     from sparsight.training.loop import _interruptions
 
-    with _interruptions() as interrupted:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupted.is_set()
-        with pytest.raises(KeyboardInterrupt):
+    # A shell starts background jobs with SIGINT ignored: the test sets the handler it speaks of.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _interruptions() as interrupted:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert interrupted.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outer)
 
 
 def test_metrics_are_json_lines_with_the_names_that_the_documentation_lists(tmp_path: Path) -> None:
