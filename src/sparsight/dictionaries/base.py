@@ -1,6 +1,7 @@
 """What every dictionary is: unit atoms, an offset, and a rule that codes activations with them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,6 +87,7 @@ class AbstractDictionary(nn.Module, ABC):
     model: str | None = None
     normalization: Normalization | None = None
     provenance: dict[str, Any]
+    needs_calibration: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
@@ -142,6 +144,22 @@ class AbstractDictionary(nn.Module, ABC):
     def normalize_atoms_(self) -> None:
         """Set every atom back to norm 1."""
         self.atoms.div_(self.atoms.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.atoms.dtype).tiny))
+
+    def schedule_(self, progress: float) -> None:
+        """Set what the architecture changes in the course of training; called before each step. By default nothing.
+
+        Args:
+            progress: Share of the training tokens seen so far, from 0 to 1.
+        """
+
+    def calibrate_(self, batches: Iterable[Float[Tensor, "_ d_in"]]) -> None:
+        """Set what the architecture fits once training has ended, before folding. By default nothing.
+
+        Called only where `needs_calibration` is true.
+
+        Args:
+            batches: Normalised activations that were not trained on, where the source has such.
+        """
 
     def save(self, folder: str | Path) -> None:
         """Write `dictionary.safetensors` and `dictionary.json` into `folder`, each whole or not at all.
