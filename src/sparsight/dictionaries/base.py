@@ -1,8 +1,9 @@
 """What every dictionary is: unit atoms, an offset, and a rule that codes activations with them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,17 +43,81 @@ class Normalization:
         """Raw activations in the units of training."""
         return (x - self.mean.to(x)) * self.scale
 
+    def inverse(self) -> "Normalization":
+        """What leads back from the units of training to raw ones."""
+        return Normalization(-self.mean * self.scale, 1 / self.scale)
+
+    def like(self, tensor: Tensor) -> "Normalization":
+        """The same with the mean on the device and in the type of a tensor."""
+        return Normalization(self.mean.to(tensor), self.scale)
+
+
+@dataclass(frozen=True)
+class JointNormalization:
+    """Several sites side by side in one row, each shifted and scaled on its own to unit total variance.
+
+    Attributes:
+        parts: One normalisation for each site, in the order of the row.
+    """
+
+    parts: tuple[Normalization, ...]
+
+    @property
+    def mean(self) -> Float[Tensor, " d_total"]:
+        """The means of all sites, one after the other."""
+        return torch.cat([part.mean for part in self.parts])
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """The scale of each site."""
+        return tuple(part.scale for part in self.parts)
+
+    def apply(self, x: Float[Tensor, "n d_total"]) -> Float[Tensor, "n d_total"]:
+        """Raw activations in the units of training."""
+        widths = [len(part.mean) for part in self.parts]
+        blocks = torch.split(x, widths, dim=1)
+        return torch.cat([part.apply(block) for part, block in zip(self.parts, blocks, strict=True)], dim=1)
+
+    def inverse(self) -> "JointNormalization":
+        """What leads back from the units of training to raw ones."""
+        return JointNormalization(tuple(part.inverse() for part in self.parts))
+
+    def like(self, tensor: Tensor) -> "JointNormalization":
+        """The same with the means on the device and in the type of a tensor."""
+        return JointNormalization(tuple(part.like(tensor) for part in self.parts))
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of the sites of a dictionary of several, in the order of the rows it was trained on.
+
+    Attributes:
+        width: Length of the activations there.
+        site: Where, if known.
+        model: Name of the model, if known.
+    """
+
+    width: int
+    site: Site | None = None
+    model: str | None = None
+
+    def __str__(self) -> str:
+        where = "a site" if self.site is None else str(self.site)
+        return where if self.model is None else f"{where} of {self.model}"
+
 
 @dataclass(frozen=True)
 class DictionaryConfig(ABC):
     """What must be known to build a dictionary of one architecture, but for the width of its activations.
 
-    Configurations may refuse (`ValueError`) and do nothing else. `architecture` is the name used in files.
+    Configurations may refuse (`ValueError`) and do nothing else. `architecture` is the name used in files, `n_sites`
+    the least and the most sites whose activations it is trained on.
     """
 
     n_latents: int
 
     architecture: ClassVar[str]
+    n_sites: ClassVar[tuple[int, int | None]] = (1, 1)
 
     @property
     @abstractmethod
@@ -67,15 +132,17 @@ class DictionaryConfig(ABC):
 class AbstractDictionary(nn.Module, ABC):
     """Unit-norm atoms and a rule that codes activations with them.
 
-    Subclasses are final: they implement the abstract methods, override no concrete one, and nobody inherits from them.
+    Subclasses are final: they implement the abstract methods, override no concrete one but the hooks `reconstruct`,
+    `absorb_`, `schedule_` and `calibrate_` (and a transcoder `d_in`), and nobody inherits from them.
     A dictionary that came from `train` or `load_dictionary` takes raw activations; its values carry their units.
 
     Attributes:
-        atoms: `[n_latents, d_in]`, rows of norm 1.
-        b_dec: `[d_in]`, what is reconstructed when every latent is silent.
+        atoms: `[n_latents, d_out]`, rows of norm 1. `d_out` is `d_in` for all but transcoders.
+        b_dec: `[d_out]`, what is reconstructed when every latent is silent.
         config: The frozen configuration it was built from.
-        site: Where its activations were read, if known.
-        model: Name of the model they were read from, if known.
+        site: Where the activations that it codes were read, if known and one.
+        model: Name of the model they were read from, if known and one.
+        places: The sites of a dictionary of several, in order; empty for others.
         normalization: Record of the normalisation it was trained under, already folded in; `None` before folding.
         provenance: Where it came from: version, settings, seed, tokens seen.
     """
@@ -85,7 +152,8 @@ class AbstractDictionary(nn.Module, ABC):
     config: Any  # the config class of the architecture; a mutable attribute of nn.Module cannot narrow it
     site: Site | None = None
     model: str | None = None
-    normalization: Normalization | None = None
+    places: tuple[Place, ...] = ()
+    normalization: Normalization | JointNormalization | None = None
     provenance: dict[str, Any]
     needs_calibration: ClassVar[bool] = False
 
@@ -106,13 +174,19 @@ class AbstractDictionary(nn.Module, ABC):
 
     @property
     def d_in(self) -> int:
+        """Width of what is coded."""
+        return int(self.atoms.shape[1])
+
+    @property
+    def d_out(self) -> int:
+        """Width of what is reconstructed."""
         return int(self.atoms.shape[1])
 
     def encode_dense(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n n_latents"]:
         """The code with one column per latent. Memory `n * n_latents`: for small widths."""
         return self.encode(x).to_dense()
 
-    def decode(self, code: SparseCode) -> Float[Tensor, "n d_in"]:
+    def decode(self, code: SparseCode) -> Float[Tensor, "n d_out"]:
         """`sum_j values_j atoms_j + b_dec`.
 
         Raises:
@@ -120,12 +194,16 @@ class AbstractDictionary(nn.Module, ABC):
         """
         return code.decode(self.atoms) + self.b_dec
 
-    def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+    def reconstruct(self, x: Float[Tensor, "n d_in"], code: SparseCode) -> Float[Tensor, "n d_out"]:
+        """What `x` is turned into by its code: the decoded code, plus what an architecture lets pass beside it."""
+        return self.decode(code)
+
+    def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """The reconstruction of `x`."""
-        return self.decode(self.encode(x))
+        return self.reconstruct(x, self.encode(x))
 
     @torch.no_grad()
-    def fold_(self, normalization: Normalization) -> None:
+    def fold_(self, normalization: Normalization | JointNormalization) -> None:
         """Turn a dictionary of normalised activations into the same dictionary of raw ones, in place.
 
         Coding `x` afterwards gives `1 / scale` times the values that coding `(x - mean) * scale` gave before, and
@@ -136,9 +214,31 @@ class AbstractDictionary(nn.Module, ABC):
         """
         if self.normalization is not None:
             raise ValueError("a normalization is already folded into this dictionary; it takes raw activations")
+        self.absorb_(normalization)
+        self.normalization = normalization.like(self.b_dec)
+
+    @torch.no_grad()
+    def unfold_(self) -> None:
+        """Undo `fold_`: the dictionary takes normalised activations again, as in training.
+
+        Raises:
+            ValueError: no normalisation is folded in.
+        """
+        if self.normalization is None:
+            raise ValueError("no normalization is folded into this dictionary, so there is none to take out")
+        self.absorb_(self.normalization.inverse())
+        self.normalization = None
+
+    def absorb_(self, normalization: Normalization | JointNormalization) -> None:
+        """What `fold_` does to the weights.
+
+        Raises:
+            ValueError: the normalisation is of several sites and the dictionary of one.
+        """
+        if not isinstance(normalization, Normalization):
+            raise ValueError(f"{self.config.architecture} reads one site, got a normalization of several")
         self.rescale_(1 / normalization.scale)
         self.b_dec.add_(normalization.mean.to(self.b_dec))
-        self.normalization = Normalization(normalization.mean.to(self.b_dec), normalization.scale)
 
     @torch.no_grad()
     def normalize_atoms_(self) -> None:
@@ -178,6 +278,12 @@ def unit_rows(n: int, d: int, generator: torch.Generator | None = None) -> Float
     """Directions drawn uniformly from the unit sphere."""
     rows = torch.randn(n, d, generator=generator)
     return torch.nn.functional.normalize(rows, dim=1)
+
+
+def columns_of(widths: Sequence[int]) -> list[slice]:
+    """Where each site's columns are in a row that holds several side by side."""
+    ends = list(accumulate(widths))
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
 
 def check_positive(**values: Number) -> None:

@@ -18,6 +18,7 @@ from sparsight.dictionaries.record import (
     WEIGHTS_FILE,
     DictionaryRecord,
     NormalizationRecord,
+    PlaceRecord,
 )
 from sparsight.errors import FormatError
 
@@ -43,7 +44,7 @@ def write_dictionary(dictionary: "AbstractDictionary", folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary(folder / WEIGHTS_FILE) as weights, temporary(folder / RECORD_FILE) as description:
             save_file(tensors, weights)
-            description.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            description.write_text(record.to_json(), encoding="utf-8")
             flush_to_disk(weights)
             flush_to_disk(description)
             (folder / RECORD_FILE).unlink(missing_ok=True)
@@ -60,7 +61,10 @@ def dictionary_tensors(dictionary: "AbstractDictionary") -> dict[str, Tensor]:
 
 
 def _record(dictionary: "AbstractDictionary", tensors: dict[str, Tensor]) -> DictionaryRecord:
-    normalization = dictionary.normalization
+    places = [
+        PlaceRecord(width=place.width, site=None if place.site is None else str(place.site), model=place.model)
+        for place in dictionary.places
+    ]
     return DictionaryRecord(
         architecture=dictionary.config.architecture,
         config=asdict(dictionary.config),
@@ -68,10 +72,18 @@ def _record(dictionary: "AbstractDictionary", tensors: dict[str, Tensor]) -> Dic
         n_latents=dictionary.n_latents,
         site=None if dictionary.site is None else str(dictionary.site),
         model=dictionary.model,
-        normalization=None if normalization is None else NormalizationRecord(scale=normalization.scale),
+        places=places or None,
+        normalization=_scales(dictionary),
         tensors={name: list(tensor.shape) for name, tensor in tensors.items()},
         provenance=dictionary.provenance,
     )
+
+
+def _scales(dictionary: "AbstractDictionary") -> NormalizationRecord | None:
+    if dictionary.normalization is None:
+        return None
+    scale = dictionary.normalization.scale
+    return NormalizationRecord(scale=list(scale) if isinstance(scale, tuple) else scale)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What `dictionary.json` says: one definition for the writer and the reader."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,17 +10,36 @@ MEAN_TENSOR = "normalization.mean"
 FORMAT_VERSION = 1
 
 
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class NormalizationRecord(BaseModel):
-    """The scale of training; its mean is the tensor `normalization.mean`. Always folded into the weights."""
+    """The scale of training; its mean is the tensor `normalization.mean`. Always folded into the weights.
+
+    A dictionary of several sites has one scale for each.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    scale: float = Field(gt=0, allow_inf_nan=False)
+    scale: Scale | list[Scale]
     folded: Literal[True] = True
 
 
+class PlaceRecord(BaseModel):
+    """One of the sites of a dictionary of several."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    width: int = Field(ge=1)
+    site: str | None
+    model: str | None
+
+
 class DictionaryRecord(BaseModel):
-    """The whole of `dictionary.json`. Unknown keys are refused: a reader must never ignore what it does not know."""
+    """The whole of `dictionary.json`. Unknown keys are refused: a reader must never ignore what it does not know.
+
+    `places` is there for dictionaries of several sites only.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -32,6 +51,11 @@ class DictionaryRecord(BaseModel):
     n_latents: int = Field(ge=1)
     site: str | None
     model: str | None
+    places: list[PlaceRecord] | None = None
     normalization: NormalizationRecord | None
     tensors: dict[str, list[int]]
     provenance: dict[str, Any]
+
+    def to_json(self) -> str:
+        """What the file holds."""
+        return self.model_dump_json(indent=2, exclude={"places"} if self.places is None else None) + "\n"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, Normalization
+from sparsight.dictionaries.base import JointNormalization, Place
 from sparsight.dictionaries.record import MEAN_TENSOR, RECORD_FILE, WEIGHTS_FILE, DictionaryRecord
 from sparsight.errors import FormatError
 from sparsight.formats.architectures import ARCHITECTURES
@@ -39,17 +40,18 @@ def load_dictionary(folder: str | Path) -> AbstractDictionary:
     _refuse_what_is_no_folder(folder)
     record = _read_record(folder / RECORD_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
-    dictionary = _config(record, folder / RECORD_FILE).build(record.d_in, torch.Generator())
+    dictionary = _built(record, folder / RECORD_FILE)
     mean = _checked_mean(record, tensors, folder / WEIGHTS_FILE)
     _fill(dictionary, tensors, folder / WEIGHTS_FILE)
     try:
-        dictionary.site = None if record.site is None else Site.parse(record.site)
+        dictionary.site = _site(record.site)
+        dictionary.places = tuple(Place(p.width, _site(p.site), p.model) for p in record.places or ())
     except ValueError as error:
         raise FormatError(f"{folder / RECORD_FILE}: key 'site': {error}") from error
     dictionary.model = record.model
     dictionary.provenance = record.provenance
     if record.normalization is not None and mean is not None:
-        dictionary.normalization = Normalization(mean, record.normalization.scale)
+        dictionary.normalization = _normalization(mean, record.normalization.scale, dictionary.places)
     return dictionary.requires_grad_(False)
 
 
@@ -111,6 +113,42 @@ def _config(record: DictionaryRecord, path: Path) -> DictionaryConfig:
     return config
 
 
+def _built(record: DictionaryRecord, path: Path) -> AbstractDictionary:
+    """A fresh dictionary of the recorded configuration and widths."""
+    config: Any = _config(record, path)
+    n_places = len(record.places or ())
+    least, most = config.n_sites
+    fits = n_places == 0 if most == 1 else least <= n_places <= (most or n_places)
+    if not fits:
+        raise FormatError(f"{path}: {record.architecture} does not have {n_places} places; the file was altered")
+    if record.normalization is not None:
+        scale = record.normalization.scale
+        if n_places != (len(scale) if isinstance(scale, list) else 0):
+            raise FormatError(f"{path}: normalization.scale must hold one number for each of {n_places} places")
+    generator = torch.Generator()
+    dictionary: AbstractDictionary
+    if record.places is None:
+        dictionary = config.build(record.d_in, generator)
+    else:
+        dictionary = config.build([place.width for place in record.places], generator)
+    if dictionary.d_in != record.d_in:
+        raise FormatError(f"{path}: d_in is {record.d_in} but the places make {dictionary.d_in}; the file was altered")
+    return dictionary
+
+
+def _site(name: str | None) -> Site | None:
+    return None if name is None else Site.parse(name)
+
+
+def _normalization(
+    mean: Tensor, scale: float | list[float], places: tuple[Place, ...]
+) -> Normalization | JointNormalization:
+    if not isinstance(scale, list):
+        return Normalization(mean, scale)
+    means = torch.split(mean, [place.width for place in places])
+    return JointNormalization(tuple(Normalization(m.clone(), s) for m, s in zip(means, scale, strict=True)))
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
@@ -123,8 +161,9 @@ def _checked_mean(record: DictionaryRecord, tensors: dict[str, Tensor], path: Pa
     mean = tensors.pop(MEAN_TENSOR, None)
     if (mean is None) != (record.normalization is None):
         raise FormatError(f"{path}: {MEAN_TENSOR} and the record's key 'normalization' must both be there or neither")
-    if mean is not None and list(mean.shape) != [record.d_in]:
-        raise FormatError(f"{path}: {MEAN_TENSOR} must be [{record.d_in}], got {list(mean.shape)}")
+    width = record.d_in if record.places is None else sum(place.width for place in record.places)
+    if mean is not None and list(mean.shape) != [width]:
+        raise FormatError(f"{path}: {MEAN_TENSOR} must be [{width}], got {list(mean.shape)}")
     if mean is not None and not bool(torch.isfinite(mean).all()):
         raise FormatError(f"{path}: {MEAN_TENSOR} holds NaN or infinity; train or copy it again")
     return mean
