@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sparsight import __version__
-from sparsight.cli import code, compare, demo, doctor, evaluate, harvest, organism, train
+from sparsight.cli import code, compare, demo, doctor, evaluate, harvest, organism, study, train
 from sparsight.errors import SparsightError
 
 # New versions of typer carry their own copy of click, old ones use the installed one: this finds the right class.
@@ -33,6 +33,7 @@ app.command("train")(train.train)
 app.command("code")(code.code)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("study")(study.study)
 
 
 def _print_version(asked: bool | None) -> None:
