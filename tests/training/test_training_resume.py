@@ -15,6 +15,7 @@ from sparsight.activations import ActivationStream
 from sparsight.dictionaries import JumpReLU, Pursuit, TopK
 from sparsight.errors import TrainingError
 from sparsight.training import Run, Training, train
+from sparsight.training.interruption import held_back_interruptions
 
 CONFIGS = [
     TopK(24, 3, dead_after=64, k_aux=4),
@@ -160,12 +161,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
 
 
 def test_the_second_ctrl_c_interrupts_at_once_and_the_handler_is_put_back(tmp_path: Path) -> None:
-    from sparsight.training.loop import _interruptions
-
     # A shell starts background jobs with SIGINT ignored: the test sets the handler it speaks of.
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with _interruptions() as interrupted:
+        with held_back_interruptions() as interrupted:
             signal.raise_signal(signal.SIGINT)
             assert interrupted.is_set()
             with pytest.raises(KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """The rule of dictionaries that have a differentiable objective: Adam along the sphere."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import TrainingError
 from sparsight.training.objectives import OBJECTIVES, Objective
+from sparsight.training.parallel.processes import current_processes, shared_batch
 from sparsight.training.settings import Training
+from sparsight.training.whole_batch import agree_on, whole_batch
 
 
 class AdamRule:
@@ -18,35 +21,63 @@ class AdamRule:
     def __init__(self, name: str, dictionary: AbstractDictionary, training: Training) -> None:
         self.name = name
         self.dictionary = dictionary
+        self.training = training
+        self.processes = current_processes()
         # Adam's floor must stay below the root mean square gradient of rare latents, about 1e-7 at unit variance.
         self.optimizer = torch.optim.Adam(
             _parameter_groups(dictionary), lr=training.lr, betas=training.betas, eps=1e-10, fused=True
         )
-        self.clip = training.clip
 
     def step(
         self, x: Float[Tensor, "b d_in"], dead: Bool[Tensor, " n_latents"], lr: float, sparsity: float
     ) -> Objective:
-        """One step down the objective of the batch.
+        """One step down the objective of the batch, however it is cut into parts and among processes.
 
         Raises:
             TrainingError: the loss or its gradient is not finite; the parameters are as before.
         """
-        objective = OBJECTIVES[type(self.dictionary)](self.dictionary, x, dead, sparsity)
-        self.descend(objective.loss, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        objective = self._gradients(self.processes.share(x), dead, sparsity)
+        if self.processes.size > 1:
+            self.processes.mean_([p.grad for p in self.dictionary.parameters() if p.grad is not None])
+            # What an architecture keeps about batches (the running penalties of p-annealing) is a mean over rows too.
+            self.processes.mean_([p.data for p in self.dictionary.parameters() if not p.requires_grad])
+            objective = agree_on(objective, self.processes)
+        self._move(objective.loss, lr)
         return objective
 
-    def descend(self, loss: Float[Tensor, ""], lr: float) -> None:
-        """One step down any loss of the dictionary's parameters.
+    def _gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
+        """Add up the gradients of the parts of a batch; returns the objective of the whole."""
+        parts, shares = [], []
+        for rows in torch.tensor_split(x, self.training.accumulate):
+            share = len(rows) / len(x)
+            with ExitStack() as stack:
+                if self.processes.size > 1:
+                    stack.enter_context(shared_batch())
+                if self.training.precision == "bf16":
+                    stack.enter_context(torch.autocast(x.device.type, torch.bfloat16))
+                objective = OBJECTIVES[type(self.dictionary)](self.dictionary, rows, dead, sparsity)
+            (objective.loss * share).backward()  # type: ignore[no-untyped-call]
+            parts.append(objective)
+            shares.append(share)
+        return whole_batch(parts, shares)
 
-        The component of an atom's gradient along the atom can only change its norm, which is then put back to 1; left
-        in, it would still fill Adam's averages.
+    def descend(self, loss: Float[Tensor, ""], lr: float) -> None:
+        """One step down any loss of the dictionary's parameters, the same on all processes.
 
         Raises:
             TrainingError: the loss or its gradient is not finite; the parameters are as before.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._move(loss, lr)
+
+    def _move(self, loss: Tensor, lr: float) -> None:
+        """Step along the gradients that the parameters hold.
+
+        The component of an atom's gradient along the atom can only change its norm, which is then put back to 1; left
+        in, it would still fill Adam's averages.
+        """
         norm = self._project_and_clip()
         if not bool(torch.isfinite(loss.detach() + norm)):
             raise TrainingError(
@@ -64,7 +95,7 @@ class AdamRule:
         atoms = self.dictionary.atoms
         assert atoms.grad is not None
         atoms.grad.addcmul_(atoms, (atoms.grad * atoms).sum(dim=1, keepdim=True), value=-1)
-        limit = float("inf") if self.clip is None else self.clip
+        limit = float("inf") if self.training.clip is None else self.training.clip
         return torch.nn.utils.clip_grad_norm_(self.dictionary.parameters(), limit)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -84,8 +115,8 @@ class AdamRule:
 
 
 def _parameter_groups(dictionary: AbstractDictionary) -> list[dict[str, Any]]:
-    """Thresholds move at their own rate, all else at the common one."""
-    named = dict(dictionary.named_parameters())
+    """Thresholds move at their own rate, all else at the common one; what is not trained is left out."""
+    named = {name: p for name, p in dictionary.named_parameters() if p.requires_grad}
     slow = [p for name, p in named.items() if name != "log_threshold"]
     groups: list[dict[str, Any]] = [{"params": slow, "rate": 1.0}]
     if "log_threshold" in named:

@@ -5,6 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.errors import TrainingError
+from sparsight.training.member import Member
+from sparsight.training.objectives import Objective
+
+
+def metrics_line(
+    step: int, tokens: int, member: Member, objective: Objective, lr: float, rate: float
+) -> dict[str, Any]:
+    """What a step's batch showed, as one line of the log."""
+    line = {
+        "step": step,
+        "tokens": tokens,
+        "loss": float(objective.loss.detach()),
+        "fvu": float(objective.parts["reconstruction"]),
+        "l0": float(objective.l0),
+        "dead": float(member.dead.float().mean()),
+        "parts": {name: float(part) for name, part in objective.parts.items()},
+        "lr": lr,
+        "tokens_per_second": rate,
+    }
+    if member.controller is not None:
+        line["gain"] = member.controller.gain
+    return line
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, PursuitDictionary
+from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, JumpReLU, PursuitDictionary
 from sparsight.training.adam import AdamRule
+from sparsight.training.controller import L0Controller
+from sparsight.training.ema import WeightAverage
 from sparsight.training.objectives import Objective
 from sparsight.training.pursuit_rule import PursuitRule
 from sparsight.training.settings import Training
@@ -38,48 +40,104 @@ class Member:
 
     Members of one run share batches but not randomness: each is drawn from the seed afresh, so that a dictionary does
     not depend on its companions.
+
+    Args:
+        name: Of the run, for messages and files.
+        config: What to build.
+        d_in: Width of the activations.
+        training: Settings of the run.
+        device: Where to compute.
+        start: A dictionary of the same configuration over normalised activations, whose weights to begin with.
     """
 
     def __init__(
-        self, name: str, config: DictionaryConfig, d_in: int, training: Training, device: torch.device
+        self,
+        name: str,
+        config: DictionaryConfig,
+        d_in: int,
+        training: Training,
+        device: torch.device,
+        start: AbstractDictionary | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(training.seed)
         self.name = name
         self.config: Any = config
+        self.lr = training.lr
         self.dictionary: AbstractDictionary = config.build(d_in, generator).to(device)
+        if start is not None:
+            self.dictionary.load_state_dict(start.state_dict())
         self.rule = _rule(name, self.dictionary, training)
+        self.controller = _controller(config, training)
+        self.average = None if training.ema is None else WeightAverage(self.dictionary, training.ema)
         # Tokens since each latent was last active.
-        self.silent = torch.zeros(config.n_latents, dtype=torch.int64, device=device)
+        self.silent = torch.zeros(self.dictionary.n_latents, dtype=torch.int64, device=device)
 
     @property
     def dead(self) -> Bool[Tensor, " n_latents"]:
         after: int = self.config.dead_after
         return self.silent >= after
 
-    def step(self, x: Float[Tensor, "b d_in"], lr: float, sparsity: float) -> Objective:
+    def step(self, x: Float[Tensor, "b d_in"], lr: float, sparsity: float, progress: float = 0.0) -> Objective:
         """One step of the rule; atoms keep their norm.
 
+        Args:
+            lr: Learning rate.
+            sparsity: Share of its full weight that a sparsity penalty has.
+            progress: Share of the training that lies behind.
         Raises:
             TrainingError: the loss or its gradient is not finite; the parameters are as before.
         """
-        objective = self.rule.step(x, self.dead, lr, sparsity)
+        self.dictionary.schedule_(progress)
+        gain = 1.0 if self.controller is None else self.controller.gain
+        objective = self.rule.step(x, self.dead, lr, sparsity * gain)
         self.silent += len(x)
         self.silent[objective.fired] = 0
+        if self.controller is not None and sparsity >= 1:
+            self.controller.observe(float(objective.l0), lr / self.lr)
+        if self.average is not None:
+            self.average.update()
         return objective
+
+    def finished(self) -> AbstractDictionary:
+        """The dictionary at the end of training, over normalised activations, its parameters frozen."""
+        if self.average is not None:
+            self.average.apply_()
+        self.dictionary.schedule_(1.0)
+        return self.dictionary.requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
         """All state that a step reads or writes, by name."""
         tensors: dict[str, Tensor] = {f"{self.name}/silent": self.silent}
         tensors |= {f"{self.name}/{name}": p.data for name, p in self.dictionary.named_parameters()}
-        return tensors | {f"{self.name}/rule/{name}": tensor for name, tensor in self.rule.tensors().items()}
+        for part, owner in self._owners():
+            tensors |= {f"{self.name}/{part}/{name}": tensor for name, tensor in owner.tensors().items()}
+        return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` of the same configuration returned, bit for bit."""
         self.silent.copy_(tensors[f"{self.name}/silent"])
         for name, parameter in self.dictionary.named_parameters():
             parameter.data.copy_(tensors[f"{self.name}/{name}"])
-        prefix = f"{self.name}/rule/"
-        self.rule.restore({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+        for part, owner in self._owners():
+            prefix = f"{self.name}/{part}/"
+            owner.restore({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+
+    def _owners(self) -> list[tuple[str, Rule | L0Controller | WeightAverage]]:
+        """Whatever holds tensors of its own."""
+        owners: list[tuple[str, Rule | L0Controller | WeightAverage]] = [("rule", self.rule)]
+        if self.controller is not None:
+            owners.append(("controller", self.controller))
+        if self.average is not None:
+            owners.append(("average", self.average))
+        return owners
+
+
+def _controller(config: Any, training: Training) -> L0Controller | None:
+    """For penalties that are to reach an L0; JumpReLU's is already a function of its target."""
+    target = getattr(config, "target_l0", None)
+    if target is None or isinstance(config, JumpReLU):
+        return None
+    return L0Controller(float(target), training.n_steps)
 
 
 def _rule(name: str, dictionary: AbstractDictionary, training: Training) -> Rule:

@@ -1,0 +1,1 @@
+"""One run in several processes, as `torchrun` starts them: batches cut into shares, or latents cut into shards."""
