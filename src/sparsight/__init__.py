@@ -32,8 +32,10 @@ _PUBLIC = {
     "ActivationStream": "sparsight.activations",
     "documents_from_files": "sparsight.activations",
     "harvest": "sparsight.activations",
+    "Gated": "sparsight.dictionaries",
     "JumpReLU": "sparsight.dictionaries",
     "Pursuit": "sparsight.dictionaries",
+    "ReLU": "sparsight.dictionaries",
     "TopK": "sparsight.dictionaries",
     "load_dictionary": "sparsight.formats",
     "Training": "sparsight.training",
@@ -79,8 +81,10 @@ if TYPE_CHECKING:
     from sparsight.coding import matching_pursuit as matching_pursuit
     from sparsight.coding import orthogonal_matching_pursuit as orthogonal_matching_pursuit
     from sparsight.coding import refit as refit
+    from sparsight.dictionaries import Gated as Gated
     from sparsight.dictionaries import JumpReLU as JumpReLU
     from sparsight.dictionaries import Pursuit as Pursuit
+    from sparsight.dictionaries import ReLU as ReLU
     from sparsight.dictionaries import TopK as TopK
     from sparsight.errors import DataError as DataError
     from sparsight.errors import FormatError as FormatError

@@ -6,11 +6,12 @@ from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
+from sparsight.dictionaries.blocks import code_where
 from sparsight.dictionaries.selection import block_rows
 from sparsight.dictionaries.topk import check_auxiliary
 
@@ -123,7 +124,7 @@ class JumpReLUDictionary(AbstractDictionary):
         blocks = []
         for rows in torch.split(x, block_rows(self.n_latents, x.device)):
             pre = torch.addmm(self.b_enc, rows - self.b_dec, self.W_enc)
-            blocks.append(_code_where(pre, pre > threshold))
+            blocks.append(code_where(pre, pre > threshold))
         return SparseCode.cat(blocks)
 
     @torch.no_grad()
@@ -131,18 +132,6 @@ class JumpReLUDictionary(AbstractDictionary):
         self.b_dec.mul_(factor)
         self.b_enc.mul_(factor)
         self.log_threshold.add_(math.log(factor))
-
-
-def _code_where(pre: Float[Tensor, "n n_latents"], active: Bool[Tensor, "n n_latents"]) -> SparseCode:
-    """The active entries of `pre` in the order of their latents; as many slots as the fullest row needs."""
-    n, n_latents = pre.shape
-    k = int(active.sum(dim=1).max()) if n else 0
-    rows, latents = active.nonzero(as_tuple=True)
-    slots = active.cumsum(dim=1)[rows, latents] - 1
-    indices = torch.zeros(n, k, dtype=torch.int64, device=pre.device)
-    indices[rows, slots] = latents
-    values = pre.new_zeros(n, k).index_put((rows, slots), pre[rows, latents])
-    return SparseCode(indices, values, n_latents)
 
 
 class _Jump(torch.autograd.Function):

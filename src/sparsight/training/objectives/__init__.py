@@ -10,8 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsight.dictionaries import AbstractDictionary, JumpReLUDictionary, TopKDictionary
+from sparsight.dictionaries import (
+    AbstractDictionary,
+    GatedDictionary,
+    JumpReLUDictionary,
+    ReLUDictionary,
+    TopKDictionary,
+)
+from sparsight.training.objectives.gated import gated_objective
 from sparsight.training.objectives.jumprelu import jumprelu_objective
+from sparsight.training.objectives.relu import relu_objective
 from sparsight.training.objectives.terms import Objective
 from sparsight.training.objectives.topk import topk_objective
 
@@ -19,6 +27,15 @@ from sparsight.training.objectives.topk import topk_objective
 OBJECTIVES: dict[type[AbstractDictionary], Callable[[Any, Tensor, Tensor, float], Objective]] = {
     TopKDictionary: topk_objective,
     JumpReLUDictionary: jumprelu_objective,
+    ReLUDictionary: relu_objective,
+    GatedDictionary: gated_objective,
 }
 
-__all__ = ["OBJECTIVES", "Objective", "jumprelu_objective", "topk_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "gated_objective",
+    "jumprelu_objective",
+    "relu_objective",
+    "topk_objective",
+]
