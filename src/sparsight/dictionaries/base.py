@@ -87,6 +87,19 @@ class JointNormalization:
         return JointNormalization(tuple(part.like(tensor) for part in self.parts))
 
 
+AnyNormalization = Normalization | JointNormalization
+
+
+def normalization_of(
+    mean: Float[Tensor, " d_total"], scale: float | Sequence[float], widths: Sequence[int]
+) -> AnyNormalization:
+    """The normalisation whose `mean` and `scale` these are: of one site for a number, of several for a sequence."""
+    if isinstance(scale, float | int):
+        return Normalization(mean, scale)
+    means = torch.split(mean, list(widths))
+    return JointNormalization(tuple(Normalization(m.clone(), s) for m, s in zip(means, scale, strict=True)))
+
+
 @dataclass(frozen=True)
 class Place:
     """One of the sites of a dictionary of several, in the order of the rows it was trained on.
@@ -153,7 +166,7 @@ class AbstractDictionary(nn.Module, ABC):
     site: Site | None = None
     model: str | None = None
     places: tuple[Place, ...] = ()
-    normalization: Normalization | JointNormalization | None = None
+    normalization: AnyNormalization | None = None
     provenance: dict[str, Any]
     needs_calibration: ClassVar[bool] = False
 
@@ -203,7 +216,7 @@ class AbstractDictionary(nn.Module, ABC):
         return self.reconstruct(x, self.encode(x))
 
     @torch.no_grad()
-    def fold_(self, normalization: Normalization | JointNormalization) -> None:
+    def fold_(self, normalization: AnyNormalization) -> None:
         """Turn a dictionary of normalised activations into the same dictionary of raw ones, in place.
 
         Coding `x` afterwards gives `1 / scale` times the values that coding `(x - mean) * scale` gave before, and
@@ -229,7 +242,7 @@ class AbstractDictionary(nn.Module, ABC):
         self.absorb_(self.normalization.inverse())
         self.normalization = None
 
-    def absorb_(self, normalization: Normalization | JointNormalization) -> None:
+    def absorb_(self, normalization: AnyNormalization) -> None:
         """What `fold_` does to the weights.
 
         Raises:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import (
     AbstractDictionary,
+    AnyNormalization,
     DictionaryConfig,
     JointNormalization,
     Normalization,
@@ -151,7 +152,7 @@ class CrosscoderDictionary(AbstractDictionary):
         self.b_enc.mul_(factor)
 
     @torch.no_grad()
-    def absorb_(self, normalization: Normalization | JointNormalization) -> None:
+    def absorb_(self, normalization: AnyNormalization) -> None:
         """Give every site its own units. Atoms keep norm 1 as a whole, so a value is the length of what is written.
 
         Raises:

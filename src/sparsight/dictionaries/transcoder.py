@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import (
     AbstractDictionary,
+    AnyNormalization,
     DictionaryConfig,
-    JointNormalization,
     Normalization,
     Number,
     Place,
@@ -123,7 +123,7 @@ class TranscoderDictionary(AbstractDictionary):
             offset.mul_(factor)
 
     @torch.no_grad()
-    def absorb_(self, normalization: Normalization | JointNormalization) -> None:
+    def absorb_(self, normalization: AnyNormalization) -> None:
         """Give the input its units and the values those of the output: `W_enc` and `W_skip` carry their ratio.
 
         Raises:

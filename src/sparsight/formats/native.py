@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, Normalization
-from sparsight.dictionaries.base import JointNormalization, Place
+from sparsight.dictionaries import AbstractDictionary, DictionaryConfig
+from sparsight.dictionaries.base import Place, normalization_of
 from sparsight.dictionaries.record import MEAN_TENSOR, RECORD_FILE, WEIGHTS_FILE, DictionaryRecord
 from sparsight.errors import FormatError
 from sparsight.formats.architectures import ARCHITECTURES
@@ -51,7 +51,8 @@ def load_dictionary(folder: str | Path) -> AbstractDictionary:
     dictionary.model = record.model
     dictionary.provenance = record.provenance
     if record.normalization is not None and mean is not None:
-        dictionary.normalization = _normalization(mean, record.normalization.scale, dictionary.places)
+        widths = [place.width for place in dictionary.places]
+        dictionary.normalization = normalization_of(mean, record.normalization.scale, widths)
     return dictionary.requires_grad_(False)
 
 
@@ -138,15 +139,6 @@ def _built(record: DictionaryRecord, path: Path) -> AbstractDictionary:
 
 def _site(name: str | None) -> Site | None:
     return None if name is None else Site.parse(name)
-
-
-def _normalization(
-    mean: Tensor, scale: float | list[float], places: tuple[Place, ...]
-) -> Normalization | JointNormalization:
-    if not isinstance(scale, list):
-        return Normalization(mean, scale)
-    means = torch.split(mean, [place.width for place in places])
-    return JointNormalization(tuple(Normalization(m.clone(), s) for m, s in zip(means, scale, strict=True)))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,57 @@
+"""What a transcoder minimises."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparsight.dictionaries.transcoder import TranscoderDictionary
+from sparsight.training.objectives.terms import Objective, objective_of, squared_error
+from sparsight.training.sparse_map import sparse_map
+
+
+def transcoder_objective(
+    dictionary: TranscoderDictionary,
+    xy: Float[Tensor, "b d_total"],
+    dead: Bool[Tensor, " n_latents"],
+    sparsity: float = 1.0,
+) -> Objective:
+    """FVU of the output given the input, `+ aux *` the share of what is left that dead latents leave unexplained.
+
+    Args:
+        dictionary: In training: of normalised activations.
+        xy: Input and output side by side, each of zero mean and unit total variance.
+        dead: Latents to revive.
+        sparsity: Not used: there is no penalty.
+    """
+    config = dictionary.config
+    x, y = torch.split(xy, [dictionary.d_in, dictionary.d_out], dim=1)
+    centred = x - dictionary.b_in
+    decoded, values, indices = sparse_map(centred, dictionary.W_enc, dictionary.b_enc, dictionary.atoms, k=config.k)
+    y_hat = decoded + dictionary.b_dec
+    if dictionary.W_skip is not None:
+        y_hat = y_hat + centred @ dictionary.W_skip
+    active = values > 0
+    fired = torch.zeros_like(dead)
+    fired[indices[active]] = True
+    terms = {"reconstruction": squared_error(y, y_hat)}
+    if config.aux > 0 and bool(dead.any()):
+        terms["auxiliary"] = config.aux * _revival(dictionary, centred, y - y_hat, dead)
+    return objective_of(terms, active.sum() / len(x), fired)
+
+
+def _revival(dictionary: TranscoderDictionary, centred: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+    """As `terms.revival`, from the width of the input to that of the output; offset and residual are constants."""
+    latents = dead.nonzero()[:, 0]
+    k = min(dictionary.config.k_aux or max(1, dictionary.d_out // 2), len(latents))
+    explained, _, _ = sparse_map(
+        centred.detach(),
+        dictionary.W_enc[:, latents],
+        dictionary.b_enc[latents],
+        dictionary.atoms[latents],
+        k=k,
+        rectify=False,
+    )
+    residual = residual.detach()
+    variance = (residual - residual.mean(dim=0)).square().sum()
+    # An exact reconstruction leaves nothing to explain: 0 / tiny = 0.
+    return (residual - explained).square().sum() / variance.clamp_min(torch.finfo(residual.dtype).tiny)
