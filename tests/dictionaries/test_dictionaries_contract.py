@@ -14,17 +14,26 @@ from sparsight.coding import gradient_pursuit
 from sparsight.dictionaries import (
     AbstractDictionary,
     DictionaryConfig,
+    Gated,
     JumpReLU,
     Normalization,
     Pursuit,
+    ReLU,
     TopK,
     selection,
 )
 from sparsight.formats import load_dictionary
 from sparsight.models import Site
 
-ARCHITECTURES = [TopK(40, 5), JumpReLU(40, target_l0=5), Pursuit(40, 5)]
-every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.architecture)
+ARCHITECTURES = [
+    TopK(40, 5),
+    JumpReLU(40, target_l0=5),
+    Pursuit(40, 5),
+    ReLU(40, 0.1),
+    ReLU(40, 0.1, norms="free", p_end=0.5),
+    Gated(40, 0.1),
+]
+every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.run_name)
 D = 10
 
 
@@ -33,7 +42,7 @@ def shaken(config: DictionaryConfig) -> AbstractDictionary:
     g = torch.Generator().manual_seed(0)
     dictionary = config.build(D, g)
     with torch.no_grad():
-        for parameter in dictionary.parameters():
+        for parameter in (p for p in dictionary.parameters() if p.requires_grad):
             parameter += 0.05 * torch.randn(parameter.shape, generator=g)
         dictionary.normalize_atoms_()
     return dictionary.requires_grad_(False)
@@ -65,8 +74,17 @@ def test_the_code_follows_from_the_rule_of_the_architecture(config: DictionaryCo
         torch.testing.assert_close(torch.cat(values), torch.cat([torch.tensor(w) for w in expected]).float())
         return
     parameters = dict(dictionary.named_parameters())
-    pre = (x - dictionary.b_dec) @ parameters["W_enc"] + parameters["b_enc"]
-    if isinstance(config, TopK):
+    u = (x - dictionary.b_dec) @ parameters["W_enc"]
+    if isinstance(config, Gated):
+        magnitudes = (u * parameters["r_mag"].exp() + parameters["b_mag"]).relu()
+        expected = torch.where(u + parameters["b_gate"] > 0, magnitudes, 0.0)
+        torch.testing.assert_close(dictionary.encode_dense(x), expected)
+        return
+    pre = u + parameters["b_enc"]
+    if isinstance(config, ReLU):
+        norm = parameters["log_norm"].exp() if config.norms == "free" else 1.0
+        expected = pre.relu() * norm
+    elif isinstance(config, TopK):
         kth = pre.sort(dim=1, descending=True).values[:, config.k - 1 : config.k]
         expected = torch.where(pre >= kth, pre, 0.0).relu()
     else:
