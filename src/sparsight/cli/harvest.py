@@ -43,7 +43,7 @@ def harvest(
     from sparsight import activations
     from sparsight.models import load_model
 
-    documents = _documents(text, dataset, seed)
+    documents = documents_of(text, dataset, seed)
     lm = load_model(model, device=device)
     store = activations.harvest(
         lm,
@@ -63,7 +63,12 @@ def harvest(
     typer.echo(json.dumps(info, indent=2) if as_json else _sentence(info))
 
 
-def _documents(text: list[Path] | None, dataset: str | None, seed: int) -> Iterable[Any]:
+def documents_of(text: list[Path] | None, dataset: str | None, seed: int) -> Iterable[Any]:
+    """The documents that `--text` and `--dataset` name, read as they are asked for.
+
+    Raises:
+        ValueError: not exactly one of the two is given, or the data set is unknown.
+    """
     if (text is None) == (dataset is None):
         raise ValueError("say where the text comes from: --text FILE or --dataset organism, one of the two")
     if text is not None:
