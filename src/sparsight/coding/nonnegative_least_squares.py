@@ -1,8 +1,10 @@
 """Many small least-squares problems at once, given by their Gram matrices."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
+
+from sparsight.coding.block_pivoting import guess_and_prove
 
 
 def least_squares(
@@ -40,10 +42,13 @@ def nonnegative_least_squares(
 ) -> Float[Tensor, "b k"]:
     """Minimise `w' gram w / 2 - target' w` over `w >= 0`, zero outside the used coordinates.
 
-    The active-set method of Lawson and Hanson on all rows at once: keep a set of free coordinates, solve on it, walk
-    towards the solution until the first coordinate would turn negative and fix that one at 0, free the coordinate with
-    the most positive gradient when the solution is feasible, end when no gradient is positive. The objective never
-    rises, so every row ends; atoms that depend on the free ones have no gradient and are never freed.
+    A guess, a proof, and a method that cannot fail for the rows without proof. The guess exchanges whole sets of
+    coordinates between free and fixed (block principal pivoting) with float32 factors. A row is done when its weights,
+    refined in float64, satisfy the optimality conditions: none negative, no gradient on the free ones, none positive
+    on the others. Every other row goes on from there with the active-set method of Lawson and Hanson: walk towards the
+    solution on the free coordinates until the first would turn negative and fix that one at 0, free the coordinate
+    with the most positive gradient when the solution is feasible, end when no gradient is positive. The objective
+    never rises, so every row ends; atoms that depend on the free ones have no gradient and are never freed.
 
     Args:
         gram: Positive semi-definite blocks, unit diagonal up to rounding.
@@ -53,22 +58,55 @@ def nonnegative_least_squares(
     Returns:
         The minimiser to a gradient of 1e-12 (float64) or 1e-6 (float32) of the largest target.
     Source:
-        Lawson & Hanson, "Solving Least Squares Problems", chapter 23, 1974. We batch it and work on Gram matrices.
+        Lawson & Hanson, "Solving Least Squares Problems", chapter 23, 1974; Kim & Park, "Fast Nonnegative Matrix
+        Factorization: An Active-Set-Like Method and Comparisons", SIAM J. Sci. Comput. 33(6), 2011 (the exchanges).
+        We batch both and work on Gram matrices.
     """
     n_rows, k = target.shape
     if n_rows == 0 or k == 0:
         return torch.zeros_like(target)
-    problem, wanted = gram.double(), target.double()
-    weights = torch.zeros_like(wanted) if start is None else torch.where(used, start, 0).double().clamp_min(0)
+    weights = torch.zeros_like(target)
+    free = used if start is None else used & (start > 0)
+    rows = _block_rows(k, target.device)
+    for first in range(0, n_rows, rows):
+        part = slice(first, first + rows)
+        weights[part] = _solve_block(gram[part], target[part], used[part], free[part])
+    return weights
+
+
+def _solve_block(
+    gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], used: Bool[Tensor, "b k"], free: Bool[Tensor, "b k"]
+) -> Float[Tensor, "b k"]:
+    tolerance = (1e-12 if gram.dtype == torch.float64 else 1e-6) * target.abs().amax(dim=1, keepdim=True).double()
+    weights, proven = guess_and_prove(gram, target, used, free, tolerance)
+    rest = (~proven).nonzero().squeeze(1)
+    if len(rest) > 0:
+        floor = _pivot_floor(gram.dtype)
+        start = weights[rest].clamp_min(0)
+        weights[rest] = active_set(
+            gram[rest].double(), target[rest].double(), used[rest], start, tolerance[rest].squeeze(1), floor
+        )
+    return weights.to(gram.dtype)
+
+
+def active_set(
+    gram: Float64[Tensor, "b k k"],
+    target: Float64[Tensor, "b k"],
+    used: Bool[Tensor, "b k"],
+    start: Float64[Tensor, "b k"],
+    tolerance: Float64[Tensor, " b"],
+    floor: float,
+) -> Float64[Tensor, "b k"]:
+    """Lawson and Hanson's method from a feasible start, to a gradient of `tolerance`; pivots below `floor` are zero."""
+    n_rows, k = target.shape
+    weights = torch.where(used, start, 0)
     free = weights > 0
-    floor = _pivot_floor(gram.dtype)
-    precision = 1e-12 if gram.dtype == torch.float64 else 1e-6
-    tolerance = precision * wanted.abs().amax(dim=1)
     rows = torch.arange(n_rows, device=target.device)
     # Each pass frees or fixes one coordinate per row; a finite method needs a few k of them.
     for _ in range(20 * k + 20):
-        weights[rows], free[rows], feasible = _walk(problem[rows], wanted[rows], weights[rows], free[rows], floor)
-        gradient = wanted[rows] - (problem[rows] @ weights[rows].unsqueeze(-1)).squeeze(-1)
+        problem, wanted = gram[rows], target[rows]
+        weights[rows], free[rows], feasible = _walk(problem, wanted, weights[rows], free[rows], floor)
+        gradient = wanted - (problem @ weights[rows].unsqueeze(-1)).squeeze(-1)
         gradient = gradient.masked_fill(free[rows] | ~used[rows], -torch.inf)
         steepest, coordinate = gradient.max(dim=1)
         grow = feasible & (steepest > tolerance[rows])
@@ -76,7 +114,7 @@ def nonnegative_least_squares(
         rows = rows[grow | ~feasible]
         if len(rows) == 0:
             break
-    return weights.to(gram.dtype)
+    return weights
 
 
 def _walk(
@@ -133,3 +171,8 @@ def _masked(gram: Float[Tensor, "b k k"], used: Bool[Tensor, "b k"]) -> Float[Te
 def _pivot_floor(dtype: torch.dtype) -> float:
     """Below this a squared pivot of inner products in this precision is only rounding."""
     return 1e-11 if dtype == torch.float64 else 1e-5
+
+
+def _block_rows(k: int, device: torch.device) -> int:
+    """Rows whose Gram blocks stay in the cache of a CPU."""
+    return max(16, 2**20 // (k * k)) if device.type == "cpu" else max(16, 2**26 // (k * k))

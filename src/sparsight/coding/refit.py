@@ -49,7 +49,8 @@ def refit(
     rows = max(1, BLOCK_BYTES // (max(k, 1) * max(k, d) * 8))
     for start in range(0, x.shape[0], rows):
         block = slice(start, start + rows)
-        chosen = atoms[indices[block]]
+        part = indices[block]
+        chosen = atoms.index_select(0, part.reshape(-1)).view(*part.shape, d)
         gram = torch.bmm(chosen, chosen.transpose(1, 2))
         target = torch.bmm(scaled[block].unsqueeze(1), chosen.transpose(1, 2)).squeeze(1)
         if nonnegative:
