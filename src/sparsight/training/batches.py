@@ -1,29 +1,30 @@
 """Batches of a source: to train on, to fit the normalisation on, to calibrate on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsight.activations import ActivationStore, ActivationStream
+from sparsight.activations import ActivationStore
 from sparsight.dictionaries import Normalization
+from sparsight.dictionaries.base import JointNormalization
 from sparsight.errors import DataError, TrainingError
-from sparsight.training.normalization import fit_normalization
+from sparsight.training.normalization import fit_joint_normalization, fit_normalization
 from sparsight.training.settings import Training
-from sparsight.training.source import Source, open_source
+from sparsight.training.source import Activations, Sites, Source, open_source
+
+AnyNormalization = Normalization | JointNormalization
 
 
 def checked(x: Any, step: int, data: Source) -> Float[Tensor, "b d_in"]:
-    """The batch, if it is one and every value in it is finite.
+    """The batch, if every value in it is finite.
 
     Raises:
-        ValueError: the stream gives several sites.
         TrainingError: a value is NaN or infinite; the row is named, in a store with its shard.
     """
-    if not isinstance(x, Tensor):
-        raise ValueError("a stream to train on gives bare batches of one site; open it with that site, not with a list")
+    assert isinstance(x, Tensor)
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
         raise TrainingError(
@@ -33,11 +34,13 @@ def checked(x: Any, step: int, data: Source) -> Float[Tensor, "b d_in"]:
     return x
 
 
-def fit(data: Source, training: Training) -> Normalization:
+def fit(data: Source, training: Training) -> AnyNormalization:
     """Fit the normalisation on the first batches of the stream, and put it back to its start."""
     start = data.stream.state()
     n_batches = -(-min(training.normalization_tokens, training.n_tokens) // training.batch_size)
-    normalization = fit_normalization(checked(next(data.stream), step, data) for step in range(n_batches))
+    batches = (checked(next(data.stream), step, data) for step in range(n_batches))
+    several = len(data.widths) > 1
+    normalization = fit_joint_normalization(batches, data.widths) if several else fit_normalization(batches)
     data.stream.restore(start)
     return normalization
 
@@ -54,14 +57,15 @@ class CalibrationBatches:
 
     def __init__(
         self,
-        source: ActivationStore | ActivationStream | Tensor,
+        source: Activations,
+        site: Sites,
         data: Source,
-        normalization: Normalization,
+        normalization: AnyNormalization,
         training: Training,
         device: torch.device,
     ) -> None:
         self.normalization, self.device = normalization, device
-        self.data, kind = _calibration_source(source, data, training)
+        self.data, kind = _calibration_source(source, site, data, training)
         rows = training.normalization_tokens
         if self.data.n_rows is not None:
             rows = min(rows, self.data.n_rows)
@@ -78,14 +82,18 @@ class CalibrationBatches:
             stream.restore(start)
 
 
-def _calibration_source(
-    source: ActivationStore | ActivationStream | Tensor, data: Source, training: Training
-) -> tuple[Source, str]:
+def _calibration_source(source: Activations, site: Sites, data: Source, training: Training) -> tuple[Source, str]:
     after = "the batches that follow the last one trained on"
-    if not isinstance(source, ActivationStore) or source.split_name == "heldout":
+    stores = [source] if isinstance(source, ActivationStore) else source
+    if not isinstance(stores, Sequence):
         return data, after
-    try:
-        heldout = ActivationStore(source.path).split("heldout")
-    except DataError:
-        return data, after
-    return open_source(heldout, data.site, training), "held-out documents of the store"
+    heldout: list[ActivationStore] = []
+    for store in stores:
+        if not isinstance(store, ActivationStore) or store.split_name == "heldout":
+            return data, after
+        try:
+            heldout.append(ActivationStore(store.path).split("heldout"))
+        except DataError:
+            return data, after
+    part = heldout[0] if isinstance(source, ActivationStore) else heldout
+    return open_source(part, site, training), "held-out documents of the store"

@@ -5,19 +5,19 @@ import math
 import torch
 from torch import Tensor
 
-# In steps; fractions of the run where the run is short. See docs/training.md for how they were chosen.
-AVERAGED_OVER = 0.01
-MOVES_IN = 0.03
-# The gain stays within these factors of 1.
-LARGEST = 1e4
+# All chosen on planted data and the embedded model (docs/training.md).
+AVERAGED_OVER = 0.01  # of the run: the running mean's time constant
+MOVES_IN = 0.03  # of the run: in this time the integral moves by the error
+AT_LEAST = 12  # steps, in short runs: weights answer the penalty with about this delay
+BOUND = math.log(1e4)  # the gain stays within this of 1
 
 
 class L0Controller:
-    """A gain `g` on the penalty's coefficient, moved in its logarithm by the error of a running mean of L0.
+    """A gain on the penalty's coefficient, from the error of a running mean of L0: proportional and integral.
 
-    `log g <- log g + share / T clamp(log(mean L0 / target), -1, 1)`, with `T` a fraction of the run: at an error of a
-    factor `e` the gain changes by a factor `e` in `T` steps. `share` is the learning rate over its peak, so that the
-    gain settles as the weights do. L0 falls about in proportion to the coefficient, whence the logarithms.
+    With `e = log(mean L0 / target)`, cut to [-1, 1]: `log gain = I + e` and `I <- I + share e / T`. L0 falls about in
+    proportion to the coefficient, whence the logarithms; weights answer with a delay, which the first term makes up
+    for. `share` is the learning rate over its peak, so that the gain settles as the weights do.
 
     Args:
         target: Mean number of active latents in a token.
@@ -27,7 +27,7 @@ class L0Controller:
     def __init__(self, target: float, n_steps: int) -> None:
         self.target = target
         self.window = max(1.0, AVERAGED_OVER * n_steps)
-        self.time = max(1.0, MOVES_IN * n_steps)
+        self.time = max(AT_LEAST, MOVES_IN * n_steps)
         self.log_gain = torch.zeros((), dtype=torch.float64)
         self.mean_l0 = torch.zeros((), dtype=torch.float64)
         self.seen = torch.zeros((), dtype=torch.int64)
@@ -35,12 +35,19 @@ class L0Controller:
     @property
     def gain(self) -> float:
         """By what the penalty's coefficient is multiplied now."""
-        return math.exp(float(self.log_gain))
+        return math.exp(min(BOUND, max(-BOUND, float(self.log_gain) + self.error)))
+
+    @property
+    def error(self) -> float:
+        """Logarithm of the running mean L0 over the target, cut to [-1, 1]; 0 before anything was seen."""
+        if int(self.seen) == 0:
+            return 0.0
+        return min(1.0, max(-1.0, math.log(max(float(self.mean_l0), 1e-3 * self.target) / self.target)))
 
     @property
     def at_bound(self) -> bool:
         """Whether the gain has gone as far as it may."""
-        return abs(float(self.log_gain)) >= math.log(LARGEST)
+        return abs(float(self.log_gain)) >= BOUND
 
     def observe(self, l0: float, share: float) -> None:
         """Move the gain by what a step's batch showed.
@@ -52,9 +59,8 @@ class L0Controller:
         self.seen += 1
         weight = max(1 / self.window, 1 / int(self.seen))
         self.mean_l0 += weight * (l0 - self.mean_l0)
-        error = math.log(max(float(self.mean_l0), 1e-3 * self.target) / self.target)
-        self.log_gain += share / self.time * min(1.0, max(-1.0, error))
-        self.log_gain.clamp_(-math.log(LARGEST), math.log(LARGEST))
+        self.log_gain += share / self.time * self.error
+        self.log_gain.clamp_(-BOUND, BOUND)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is remembered, by name."""

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sparsight.activations import ActivationStore, ActivationStream
-from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, Normalization
+from sparsight.dictionaries import AbstractDictionary, DictionaryConfig
+from sparsight.dictionaries.base import normalization_of
 from sparsight.formats import load_dictionary
-from sparsight.models import Site
-from sparsight.training.batches import CalibrationBatches, checked, fit
+from sparsight.training.batches import AnyNormalization, CalibrationBatches, checked, fit
 from sparsight.training.checkpoint import read_checkpoint, write_checkpoint
 from sparsight.training.folder import CHECKPOINT_FILE, METRICS_FILE, claim_folder, run_names, software_version
 from sparsight.training.interruption import held_back_interruptions
@@ -22,7 +20,7 @@ from sparsight.training.log import MetricsLog, metrics_line, read_metrics
 from sparsight.training.member import Member
 from sparsight.training.progress import progress_bar
 from sparsight.training.settings import Training
-from sparsight.training.source import Source, open_source
+from sparsight.training.source import Activations, Sites, Source, open_source
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ class Run:
 
 
 def train(
-    source: ActivationStore | ActivationStream | Tensor,
+    source: Activations,
     configs: Sequence[DictionaryConfig],
     training: Training,
     *,
     out: str | Path,
-    site: str | Site | None = None,
+    site: Sites = None,
     resume: bool = False,
     device: str = "auto",
     progress: bool = False,
@@ -61,11 +59,12 @@ def train(
 
     Args:
         source: An `ActivationStore` (its training documents are used; give a split to choose others), an
-            `ActivationStream`, or a tensor `[n, d_in]`. Cycled, and shuffled anew each epoch.
+            `ActivationStream`, or a tensor `[n, d_in]`; for dictionaries of several sites also a sequence of stores or
+            of tensors whose rows belong together. Cycled, and shuffled anew each epoch.
         configs: What to train. Run names follow from them; equal names are numbered.
         training: Settings shared by all.
         out: Folder of the run.
-        site: Which site, where the source holds several.
+        site: Which site, where the source holds several; a sequence for dictionaries of several sites.
         resume: Go on from the checkpoint in `out`, if there is one.
         device: `"auto"`, `"cpu"`, `"cuda"` or another device of torch.
         progress: Show a bar on stderr.
@@ -77,24 +76,19 @@ def train(
             and `resume` is off; a file cannot be written or read.
     """
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    data = open_source(source, site, training)
+    data = open_source(source, site, training, configs)
     names = run_names(configs)
     out = Path(out)
     plan = {
         "training": asdict(training),
         "configs": {n: {"architecture": c.architecture, **asdict(c)} for n, c in zip(names, configs, strict=True)},
-        "data": {
-            "site": None if data.site is None else str(data.site),
-            "model": data.model,
-            "d_in": data.d_in,
-            "n_rows": data.n_rows,
-        },
+        "data": data.record(),
     }
     if claim_folder(out, plan, names, resume=resume):
         return [Run(load_dictionary(out / n), read_metrics(out / n / METRICS_FILE), out / n) for n in names]
     members = [Member(n, c, data.d_in, training, place) for n, c in zip(names, configs, strict=True)]
     normalization = _run_steps(data, members, training, out, place, progress)
-    batches = CalibrationBatches(source, data, normalization, training, place)
+    batches = CalibrationBatches(source, site, data, normalization, training, place)
     runs = [_finish(member, normalization, batches, data, training, out) for member in members]
     (out / CHECKPOINT_FILE).unlink(missing_ok=True)
     return runs
@@ -102,11 +96,11 @@ def train(
 
 def _run_steps(
     data: Source, members: list[Member], training: Training, out: Path, device: torch.device, progress: bool
-) -> Normalization:
+) -> AnyNormalization:
     """All steps that remain; afterwards the members hold dictionaries of normalised activations."""
     checkpoint = out / CHECKPOINT_FILE
     if checkpoint.exists():
-        first, normalization = _restore(checkpoint, data.stream, members)
+        first, normalization = _restore(checkpoint, data, members)
     else:
         first, normalization = 0, fit(data, training)
     with ExitStack() as stack:
@@ -127,32 +121,30 @@ def _run_steps(
                     log.write(metrics_line(done, done * len(x), member, objective, lr, rate))
             advance(objectives[0])
             if done % training.checkpoint_every == 0 or interrupted.is_set():
-                _checkpoint(checkpoint, done, normalization, data.stream, members)
+                _checkpoint(checkpoint, done, normalization, data, members)
             if interrupted.is_set():
                 raise KeyboardInterrupt
     return normalization
 
 
-def _checkpoint(
-    path: Path, step: int, normalization: Normalization, stream: ActivationStream, members: list[Member]
-) -> None:
+def _checkpoint(path: Path, step: int, normalization: AnyNormalization, data: Source, members: list[Member]) -> None:
     tensors = {"normalization.mean": normalization.mean}
     for member in members:
         tensors |= member.tensors()
-    write_checkpoint(path, tensors, {"step": step, "scale": normalization.scale, "stream": stream.state()})
+    write_checkpoint(path, tensors, {"step": step, "scale": normalization.scale, "stream": data.stream.state()})
 
 
-def _restore(path: Path, stream: ActivationStream, members: list[Member]) -> tuple[int, Normalization]:
+def _restore(path: Path, data: Source, members: list[Member]) -> tuple[int, AnyNormalization]:
     tensors, state = read_checkpoint(path)
-    stream.restore(state["stream"])
+    data.stream.restore(state["stream"])
     for member in members:
         member.restore(tensors)
-    return state["step"], Normalization(tensors["normalization.mean"], state["scale"])
+    return state["step"], normalization_of(tensors["normalization.mean"], state["scale"], data.widths)
 
 
 def _finish(
     member: Member,
-    normalization: Normalization,
+    normalization: AnyNormalization,
     batches: CalibrationBatches,
     data: Source,
     training: Training,
@@ -173,7 +165,7 @@ def _finish(
         dictionary.calibrate_(batches)
         provenance["calibration"] = batches.description
     dictionary.fold_(normalization)
-    dictionary.site, dictionary.model = data.site, data.model
+    data.locate(dictionary)
     dictionary.provenance = provenance
     folder = out / member.name
     dictionary.save(folder)

@@ -44,7 +44,7 @@ class Member:
     Args:
         name: Of the run, for messages and files.
         config: What to build.
-        d_in: Width of the activations.
+        d_in: Width of the activations; of several sites, all widths.
         training: Settings of the run.
         device: Where to compute.
         start: A dictionary of the same configuration over normalised activations, whose weights to begin with.
@@ -54,7 +54,7 @@ class Member:
         self,
         name: str,
         config: DictionaryConfig,
-        d_in: int,
+        d_in: int | tuple[int, ...],
         training: Training,
         device: torch.device,
         start: AbstractDictionary | None = None,
@@ -63,7 +63,8 @@ class Member:
         self.name = name
         self.config: Any = config
         self.lr = training.lr
-        self.dictionary: AbstractDictionary = config.build(d_in, generator).to(device)
+        build: Any = config.build  # some architectures take several widths
+        self.dictionary: AbstractDictionary = build(d_in, generator).to(device)
         if start is not None:
             self.dictionary.load_state_dict(start.state_dict())
         self.rule = _rule(name, self.dictionary, training)
