@@ -15,12 +15,19 @@ def train(
     activations: options.Activations,
     out: options.Out,
     latents: Annotated[int, typer.Option("--latents", help="Width of the dictionary.")],
-    architecture: Annotated[str, typer.Option("--architecture", help="'topk', 'jumprelu' or 'pursuit'.")] = "topk",
+    architecture: Annotated[
+        str, typer.Option("--architecture", help="'topk', 'jumprelu', 'pursuit', 'relu' or 'gated'.")
+    ] = "topk",
     k: Annotated[
         int | None,
         typer.Option(
-            "--k", help="Latents active in a token: exactly (topk), at most (pursuit), or on average (jumprelu)."
+            "--k",
+            help="Latents active in a token: exactly (topk), at most (pursuit), or on average (jumprelu, relu, gated).",
         ),
+    ] = None,
+    l1: Annotated[
+        float | None,
+        typer.Option("--l1", help="Weight of the penalty (relu, gated), in place of --k; 0.03 to 0.3 are usual."),
     ] = None,
     site: Annotated[str | None, typer.Option("--site", help="Which site, when the store holds several.")] = None,
     tokens: Annotated[
@@ -46,7 +53,7 @@ def train(
 
     store = ActivationStore(activations)
     store.verify()
-    config = _config(architecture, latents, k)
+    config = _config(architecture, latents, k, l1)
     n_tokens = tokens if tokens is not None else 4 * len(store)
     given: dict[str, Any] = {} if lr is None else {"lr": lr}
     settings = training.Training(n_tokens=n_tokens, batch_size=batch_size, seed=seed, **given)
@@ -63,9 +70,19 @@ def train(
         )
 
 
-def _config(architecture: str, latents: int, k: int | None) -> "DictionaryConfig":
-    from sparsight.dictionaries import JumpReLU, Pursuit, TopK
+def _config(architecture: str, latents: int, k: int | None, l1: float | None) -> "DictionaryConfig":
+    from sparsight.dictionaries import Gated, JumpReLU, Pursuit, ReLU, TopK
 
+    if architecture in ("relu", "gated"):
+        if (k is None) == (l1 is None):
+            raise ValueError(
+                f"--architecture {architecture} needs either --k, the mean number of active latents to reach, "
+                "or --l1, the weight of the penalty"
+            )
+        target = None if k is None else float(k)
+        return (ReLU if architecture == "relu" else Gated)(latents, l1, target_l0=target)
+    if l1 is not None:
+        raise ValueError(f"--l1 is a setting of relu and gated, got --architecture {architecture}; give --k")
     if k is None:
         raise ValueError(f"--architecture {architecture} needs --k, the latents active in a token; 16 to 64 are usual")
     if architecture == "topk":
@@ -74,4 +91,4 @@ def _config(architecture: str, latents: int, k: int | None) -> "DictionaryConfig
         return JumpReLU(latents, target_l0=float(k))
     if architecture == "pursuit":
         return Pursuit(latents, k)
-    raise ValueError(f"--architecture must be 'topk', 'jumprelu' or 'pursuit', got {architecture!r}")
+    raise ValueError(f"--architecture must be 'topk', 'jumprelu', 'pursuit', 'relu' or 'gated', got {architecture!r}")

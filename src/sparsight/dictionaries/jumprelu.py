@@ -26,7 +26,8 @@ class JumpReLU(DictionaryConfig):
             one more active latent is worth 0.1 % of the variance.
         target_l0: Mean number of active latents to reach: the loss gets `4 (L0 / target_l0 - 1)^2` instead.
         bandwidth: Width of the window around the threshold in which pre-activations say how the threshold should move;
-            in units of normalised activations (unit total variance).
+            in units of normalised activations (unit total variance). Default: `1 / sqrt(d_in)`, the standard deviation
+            of a pre-activation at the start.
         threshold: Threshold that every latent starts with, same units. Default: where `target_l0` latents (with `l0`:
             one in 50) exceed it at the start, random atoms having pre-activations of variance `1 / d_in`.
         threshold_rate: How much faster than other parameters the logarithm of the threshold moves.
@@ -44,7 +45,7 @@ class JumpReLU(DictionaryConfig):
     _: KW_ONLY
     l0: Number | None = None
     target_l0: Number | None = None
-    bandwidth: Number = 0.03
+    bandwidth: Number | None = None
     threshold: Number | None = None
     threshold_rate: Number = 10.0
     aux: Number = 1 / 32
@@ -55,9 +56,10 @@ class JumpReLU(DictionaryConfig):
 
     def __post_init__(self) -> None:
         check_positive(n_latents=self.n_latents, dead_after=self.dead_after)
-        check_positive(bandwidth=self.bandwidth, threshold_rate=self.threshold_rate)
-        if self.threshold is not None:
-            check_positive(threshold=self.threshold)
+        check_positive(threshold_rate=self.threshold_rate)
+        for name in ("bandwidth", "threshold"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(**{name: value})
         if (self.l0 is None) == (self.target_l0 is None):
             raise ValueError(
                 f"give exactly one of l0 (a weight) and target_l0 (a number of latents), "
@@ -118,6 +120,11 @@ class JumpReLUDictionary(AbstractDictionary):
     def threshold(self) -> Float[Tensor, " n_latents"]:
         """Threshold of every latent, in the units of its pre-activation."""
         return self.log_threshold.exp()
+
+    @property
+    def bandwidth(self) -> float:
+        """Width of the window in which thresholds learn, in the units of normalised activations."""
+        return 1 / math.sqrt(self.d_in) if self.config.bandwidth is None else self.config.bandwidth
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
         threshold = self.threshold

@@ -71,7 +71,7 @@ FAST = Plan(
 )
 CONFIGS: dict[str, DictionaryConfig] = {
     # Runs are short, so a latent counts as dead, and is revived, sooner than by default. A wider window lets JumpReLU's
-    # thresholds hear from more tokens: at the default of 0.03, 18 % of its latents were dead after 250,000 tokens, at
+    # thresholds hear from more tokens: at 0.03, 18 % of its latents were dead after 250,000 tokens, at
     # 0.1 it was 1 %, with the same FVU.
     "TopK": TopK(1024, k=16, dead_after=20_000),
     "JumpReLU": JumpReLU(1024, target_l0=16.0, dead_after=20_000, bandwidth=0.1),

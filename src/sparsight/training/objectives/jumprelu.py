@@ -22,12 +22,13 @@ def jumprelu_objective(
         sparsity: Share of its full weight that the penalty has now.
     """
     config = dictionary.config
-    pre = torch.addmm(dictionary.b_enc, x - dictionary.b_dec, dictionary.W_enc)
-    # The window of the threshold is narrower than bfloat16 can resolve.
+    # bfloat16 has some ten numbers within a window of the threshold, so this product stays out of its reach.
+    with torch.autocast(x.device.type, enabled=False):
+        pre = torch.addmm(dictionary.b_enc, x - dictionary.b_dec, dictionary.W_enc)
     pre = pre.to(torch.promote_types(pre.dtype, torch.float32))
     threshold = dictionary.threshold.to(pre.dtype)
-    values = jump(pre, threshold, config.bandwidth)
-    active = step(pre, threshold, config.bandwidth)
+    values = jump(pre, threshold, dictionary.bandwidth)
+    active = step(pre, threshold, dictionary.bandwidth)
     x_hat = values.to(x.dtype) @ dictionary.atoms + dictionary.b_dec
     l0 = active.sum(dim=1).mean()
     terms = {"reconstruction": squared_error(x, x_hat), "sparsity": sparsity * _penalty(config, l0)}
