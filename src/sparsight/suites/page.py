@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sparsight.formats.architectures import ARCHITECTURES
 from sparsight.interpretation.figures import Series, line_chart
 from sparsight.interpretation.page import Figure
 from sparsight.interpretation.report import number
@@ -34,7 +35,7 @@ def render(made: Suite) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     record = made.record
     html: str = environment.from_string(_asset("sparsight.suites", "suite.html")).render(
-        title=f"{len(record.members)} {record.architecture} dictionaries of {record.model}",
+        title=f"{len(record.members)} {ARCHITECTURES[record.architecture].__name__} dictionaries of {record.model}",
         record=record,
         has_loss=any(member.measured.loss_added is not None for member in record.members),
         layers=layer_figures(record.members),
@@ -73,8 +74,10 @@ def _frontier(site: str, members: list[SuiteMember], key: str, label: str, *, lo
         x, low, high = [m.l0 for m in line], ends[0], ends[1]
         name, slot = f"{width:,} latents", slot % _COLOURS
         series.append(Series(name=name, x=x, y=values, low=low, high=high, slot=slot, marks=True))
-    drawing = line_chart(series, x_label="L0", y_label=label, x_log=True, y_log=log)
-    return Figure(title=f"{label.split(',')[0]} at {site}", caption="", drawing=drawing)
+    asked = sorted({float(member.target_l0) for member in members})
+    ticks = asked if 2 <= len(asked) <= 8 else None
+    drawing = line_chart(series, x_label="L0", y_label=label, x_log=True, y_log=log, x_ticks=ticks)
+    return Figure(title=f"{_capital(label)} at {site}", caption="", drawing=drawing)
 
 
 def layer_figures(members: list[SuiteMember]) -> list[Figure]:
@@ -95,7 +98,7 @@ def layer_figures(members: list[SuiteMember]) -> list[Figure]:
         ticks = sorted({m.layer for m in with_value if m.layer is not None})
         drawing = line_chart(series, x_label="layer", y_label=label, x_ticks=ticks if len(ticks) <= 16 else None)
         caption = f"Dictionaries of {width:,} latents asked for an L0 of {sparsity:g}. Whiskers: 95 % intervals."
-        figures.append(Figure(title=f"{label.split(',')[0]} along the layers", caption=caption, drawing=drawing))
+        figures.append(Figure(title=f"{_capital(label)} along the layers", caption=caption, drawing=drawing))
     return figures
 
 
@@ -128,6 +131,12 @@ def _facts(made: Suite) -> dict[str, str]:
         "Measured on": f"{measured.n_tokens:,} tokens of {measured.n_documents:,} held-out documents",
         "Seed": str(s["seed"]),
     }
+
+
+def _capital(label: str) -> str:
+    """The quantity of an axis, without its unit, as a title starts."""
+    quantity = label.partition(",")[0]
+    return quantity[0].upper() + quantity[1:]
 
 
 def _asset(package: str, name: str) -> str:
