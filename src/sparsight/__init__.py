@@ -32,11 +32,15 @@ _PUBLIC = {
     "ActivationStream": "sparsight.activations",
     "documents_from_files": "sparsight.activations",
     "harvest": "sparsight.activations",
+    "BatchTopK": "sparsight.dictionaries",
+    "Crosscoder": "sparsight.dictionaries",
     "Gated": "sparsight.dictionaries",
     "JumpReLU": "sparsight.dictionaries",
+    "Matryoshka": "sparsight.dictionaries",
     "Pursuit": "sparsight.dictionaries",
     "ReLU": "sparsight.dictionaries",
     "TopK": "sparsight.dictionaries",
+    "Transcoder": "sparsight.dictionaries",
     "load_dictionary": "sparsight.formats",
     "Training": "sparsight.training",
     "train": "sparsight.training",
@@ -47,6 +51,7 @@ _PUBLIC = {
     "recovery": "sparsight.evaluation",
     "top_contexts": "sparsight.interpretation",
     "write_report": "sparsight.interpretation",
+    "suite": "sparsight.suites",
 }
 _PUBLIC_MODULES = {
     "organism": "sparsight.models.organism",
@@ -81,11 +86,15 @@ if TYPE_CHECKING:
     from sparsight.coding import matching_pursuit as matching_pursuit
     from sparsight.coding import orthogonal_matching_pursuit as orthogonal_matching_pursuit
     from sparsight.coding import refit as refit
+    from sparsight.dictionaries import BatchTopK as BatchTopK
+    from sparsight.dictionaries import Crosscoder as Crosscoder
     from sparsight.dictionaries import Gated as Gated
     from sparsight.dictionaries import JumpReLU as JumpReLU
+    from sparsight.dictionaries import Matryoshka as Matryoshka
     from sparsight.dictionaries import Pursuit as Pursuit
     from sparsight.dictionaries import ReLU as ReLU
     from sparsight.dictionaries import TopK as TopK
+    from sparsight.dictionaries import Transcoder as Transcoder
     from sparsight.errors import DataError as DataError
     from sparsight.errors import FormatError as FormatError
     from sparsight.errors import ModelError as ModelError
@@ -108,5 +117,6 @@ if TYPE_CHECKING:
     from sparsight.models import Tokens as Tokens
     from sparsight.models import load_model as load_model
     from sparsight.models import organism as organism
+    from sparsight.suites import suite as suite
     from sparsight.training import Training as Training
     from sparsight.training import train as train

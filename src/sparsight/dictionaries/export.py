@@ -5,8 +5,10 @@ import copy
 import torch
 
 from sparsight.dictionaries.base import AbstractDictionary, JointNormalization, Normalization
+from sparsight.dictionaries.batchtopk import BatchTopK, BatchTopKDictionary
 from sparsight.dictionaries.gated import Gated, GatedDictionary
 from sparsight.dictionaries.jumprelu import JumpReLU, JumpReLUDictionary
+from sparsight.dictionaries.matryoshka import Matryoshka, MatryoshkaDictionary
 from sparsight.dictionaries.relu import ReLU, ReLUDictionary
 
 
@@ -52,6 +54,20 @@ def relu_to_jumprelu(dictionary: ReLUDictionary) -> JumpReLUDictionary:
     return exported
 
 
+@torch.no_grad()
+def batchtopk_to_jumprelu(dictionary: BatchTopKDictionary | MatryoshkaDictionary) -> JumpReLUDictionary:
+    """The JumpReLU dictionary with the same code, bit for bit: the one threshold becomes that of every latent.
+
+    Args:
+        dictionary: Calibrated; folded or not; its record goes along.
+    """
+    exported = _empty_jumprelu(dictionary, dictionary.config)
+    exported.W_enc.copy_(dictionary.W_enc)
+    exported.b_enc.copy_(dictionary.b_enc)
+    exported.log_threshold.copy_(dictionary.log_theta.expand_as(exported.log_threshold))
+    return exported
+
+
 def unfolded(dictionary: AbstractDictionary) -> tuple[AbstractDictionary, Normalization | JointNormalization]:
     """A copy that takes normalised activations, as in training, and the normalisation that was folded in.
 
@@ -64,10 +80,13 @@ def unfolded(dictionary: AbstractDictionary) -> tuple[AbstractDictionary, Normal
     return copied, dictionary.normalization
 
 
-def _empty_jumprelu(dictionary: AbstractDictionary, config: Gated | ReLU) -> JumpReLUDictionary:
+def _empty_jumprelu(
+    dictionary: AbstractDictionary, config: Gated | ReLU | BatchTopK | Matryoshka
+) -> JumpReLUDictionary:
     """A frozen JumpReLU dictionary with atoms, offset and record of another; encoder and thresholds still to be set."""
     # A weight of 0: what is exported was not trained by a penalty on L0.
-    sparsity = {"l0": 0.0} if config.target_l0 is None else {"target_l0": config.target_l0}
+    target = float(config.k) if isinstance(config, BatchTopK | Matryoshka) else config.target_l0
+    sparsity = {"l0": 0.0} if target is None else {"target_l0": target}
     jumprelu = JumpReLU(
         config.n_latents, aux=config.aux, k_aux=config.k_aux, dead_after=config.dead_after, threshold=1.0, **sparsity
     )

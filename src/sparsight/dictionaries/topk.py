@@ -23,6 +23,8 @@ class TopK(DictionaryConfig):
             fraction of the residual's variance.
         k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
+        k_start: Latents active in each token at the start of training; `k` from the first step on when not given.
+        k_anneal: Fraction of the training in which they go from `k_start` to `k`, along a straight line.
 
     Raises:
         ValueError: a number is out of its range.
@@ -36,15 +38,14 @@ class TopK(DictionaryConfig):
     aux: Number = 1 / 32
     k_aux: int | None = None
     dead_after: int = 100_000
+    k_start: int | None = None
+    k_anneal: Number = 0.2
 
     architecture: ClassVar[Literal["topk"]] = "topk"
 
     def __post_init__(self) -> None:
         check_positive(n_latents=self.n_latents, dead_after=self.dead_after)
-        if not 1 <= self.k <= self.n_latents:
-            raise ValueError(
-                f"k must be between 1 and n_latents={self.n_latents}, got k={self.k}; lower k or widen the dictionary"
-            )
+        check_k(self.n_latents, self.k, self.k_start, self.k_anneal)
         check_auxiliary(self.aux, self.k_aux)
 
     @property
@@ -62,11 +63,16 @@ class TopK(DictionaryConfig):
 
 
 class TopKDictionary(AbstractDictionary):
-    """`pre = (x - b_dec) W_enc + b_enc`; the k largest are kept, then rectified; the rest are silent."""
+    """`pre = (x - b_dec) W_enc + b_enc`; the k largest are kept, then rectified; the rest are silent.
+
+    Attributes:
+        k_now: Latents that a step of training keeps in each token. Coding always keeps `config.k`.
+    """
 
     def __init__(self, config: TopK, atoms: Float[Tensor, "n_latents d_in"]) -> None:
         super().__init__()
         self.config: TopK = config
+        self.k_now = config.k
         self.provenance = {}
         self.atoms = nn.Parameter(atoms)
         self.b_dec = nn.Parameter(atoms.new_zeros(atoms.shape[1]))
@@ -81,6 +87,29 @@ class TopKDictionary(AbstractDictionary):
     def rescale_(self, factor: float) -> None:
         self.b_dec.mul_(factor)
         self.b_enc.mul_(factor)
+
+    def schedule_(self, progress: float) -> None:
+        """Set `k_now`."""
+        self.k_now = annealed(self.config.k, self.config.k_start, self.config.k_anneal, progress)
+
+
+def annealed(k: int, k_start: int | None, k_anneal: Number, progress: float) -> int:
+    """`k_start` at progress 0, `k` from progress `k_anneal` on, on a straight line between, rounded."""
+    if k_start is None or progress >= k_anneal:
+        return k
+    return round(k_start + (k - k_start) * progress / k_anneal)
+
+
+def check_k(n_latents: int, k: int, k_start: int | None, k_anneal: Number) -> None:
+    """Refuse numbers of active latents that a dictionary cannot have, and an annealing that is no part of training."""
+    for name, value in (("k", k), ("k_start", k_start)):
+        if value is not None and not 1 <= value <= n_latents:
+            raise ValueError(
+                f"{name} must be between 1 and n_latents={n_latents}, got {name}={value}; lower {name} or widen the "
+                "dictionary"
+            )
+    if not 0 < k_anneal <= 1:
+        raise ValueError(f"k_anneal is a fraction of the training, above 0 and at most 1, got k_anneal={k_anneal}")
 
 
 def check_auxiliary(aux: Number, k_aux: int | None) -> None:

@@ -1,8 +1,20 @@
 """Which name in a file means which architecture."""
 
-from sparsight.dictionaries import DictionaryConfig, Gated, JumpReLU, Pursuit, ReLU, TopK
+from sparsight.dictionaries import (
+    BatchTopK,
+    Crosscoder,
+    DictionaryConfig,
+    Gated,
+    JumpReLU,
+    Matryoshka,
+    Pursuit,
+    ReLU,
+    TopK,
+    Transcoder,
+)
 
 # A new architecture joins by one entry. The order is the one in which errors list the names.
 ARCHITECTURES: dict[str, type[DictionaryConfig]] = {
-    config.architecture: config for config in (TopK, JumpReLU, Pursuit, ReLU, Gated)
+    config.architecture: config
+    for config in (TopK, BatchTopK, Matryoshka, JumpReLU, Pursuit, ReLU, Gated, Transcoder, Crosscoder)
 }

@@ -1,4 +1,4 @@
-"""The TopK reconstruction with a backward pass that touches only active latents."""
+"""Sparse reconstructions with a backward pass that touches only active latents."""
 
 from typing import Any
 
@@ -7,46 +7,66 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from sparsight.dictionaries.selection import top_k_latents
+from sparsight.dictionaries.selection import Slots, batch_top_k_latents, top_k_latents
 
 
-class _SparseTopK(torch.autograd.Function):
-    """Of `b` tokens, `d` dimensions, `m` latents: one dense product `[b, d] x [d, m]`, all else costs `b k d`.
+class _SparseDecode(torch.autograd.Function):
+    """Of `s` slots in `b` tokens, `d` dimensions: everything costs `s d` (and one product with a vector).
 
-    With `g` the gradient of the reconstruction, `I` the chosen latents and `v` their values:
-    `dv = <g, atoms[I]>` (0 where the rectifier cut), `d atoms[i] = sum v g`, `d W_enc[:, i] = sum dv (x - b_dec)` and
-    `d b_enc[i] = sum dv`, sums over the slots that hold latent `i`; `d b_dec = sum g - W_enc d b_enc`.
+    A slot holds a latent `i` and its value `v = pre_i` in one token; bags collect slots, each adding `v atoms[i]`. With
+    `g` the gradient of its bag: `dv = <g, atoms[i]>`, `d atoms[i] = sum v g`, `d W_enc[:, i] = sum dv (x - b_dec)` and
+    `d b_enc[i] = sum dv`, sums over the slots that hold latent `i`; the offset moves the inputs of the encoder by
+    `d b_dec = -W_enc d b_enc`. Rectified slots of value 0 have `dv = 0`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, atoms: Tensor, b_dec: Tensor, k: int, rectify: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        centred = x - b_dec
-        values, indices = top_k_latents(centred, W_enc, b_enc, k)
-        if rectify:
-            values = values.relu()
-        ctx.save_for_backward(centred, W_enc, atoms, values, indices)
-        ctx.mark_non_differentiable(values, indices)
-        ctx.rectify = rectify
-        return embedding_bag(indices, atoms, per_sample_weights=values, mode="sum") + b_dec, values, indices
+        ctx: Any,
+        x: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        atoms: Tensor,
+        b_dec: Tensor,
+        slots: Slots,
+        bags: Tensor,
+        n_bags: int,
+        rectified: bool,
+    ) -> Tensor:
+        values = slots.values.to(atoms.dtype)
+        starts = _starts(bags, n_bags)
+        ctx.save_for_backward(x, W_enc, atoms, b_dec, slots.tokens, slots.latents, values, bags, starts)
+        ctx.rectified = rectified
+        return embedding_bag(slots.latents, atoms, starts, per_sample_weights=values, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        centred, W_enc, atoms, values, indices = ctx.saved_tensors
+        x, W_enc, atoms, b_dec, tokens, latents, values, bags, starts = ctx.saved_tensors
         g = gradients[0].contiguous()
-        to_values = _dots(g, atoms, indices)
-        if ctx.rectify:
+        to_values = _dots(g, atoms, latents, starts)
+        if ctx.rectified:
             to_values = to_values * (values > 0)
-        by_latent = _Transposed(indices, atoms.shape[0])
-        to_atoms = by_latent.sum_rows(g, values)
-        to_W_enc = by_latent.sum_rows(centred, to_values).T.contiguous()
-        to_b_enc = g.new_zeros(atoms.shape[0]).index_add_(0, indices.flatten(), to_values.flatten())
-        to_b_dec = g.sum(dim=0) - W_enc @ to_b_enc
+        order = latents.argsort(stable=True)
+        by_latent = _starts(latents, atoms.shape[0])
+
+        def sum_rows(rows: Tensor, of_slot: Tensor, weights: Tensor) -> Tensor:
+            """`[m, d]`: for each latent the sum over its slots of the slot's row times its weight."""
+            return embedding_bag(of_slot[order], rows, by_latent, per_sample_weights=weights[order], mode="sum")
+
+        to_atoms = sum_rows(g, bags, values)
+        to_W_enc = sum_rows(x - b_dec, tokens, to_values).T.contiguous()
+        to_b_enc = g.new_zeros(atoms.shape[0]).index_add_(0, latents, to_values)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = embedding_bag(indices, W_enc.T.contiguous(), per_sample_weights=to_values, mode="sum")
-        return to_x, to_W_enc, to_b_enc, to_atoms, to_b_dec, None, None
+            of_token = _starts(tokens, len(x))
+            by_token = tokens.argsort(stable=True)
+            to_x = embedding_bag(
+                latents[by_token],
+                W_enc.T.contiguous(),
+                of_token,
+                per_sample_weights=to_values[by_token],
+                mode="sum",
+            )
+        return to_x, to_W_enc, to_b_enc, to_atoms, -(W_enc @ to_b_enc), None, None, None, None
 
 
 def sparse_top_k(
@@ -68,28 +88,93 @@ def sparse_top_k(
     Returns:
         Reconstruction (differentiable), values and latents of the code (not differentiable).
     """
-    return _SparseTopK.apply(x, W_enc, b_enc, atoms, b_dec, k, rectify)  # type: ignore[no-any-return,no-untyped-call]
+    with torch.no_grad():
+        values, latents = top_k_latents(x - b_dec, W_enc, b_enc, k)
+        if rectify:
+            values = values.relu()
+        tokens = torch.arange(len(x), device=x.device).repeat_interleave(k)
+        slots = Slots(tokens, latents.flatten(), values.flatten(), len(x))
+    return _decode(x, W_enc, b_enc, atoms, b_dec, slots, tokens, len(x), rectify) + b_dec, values, latents
 
 
-def _dots(g: Tensor, atoms: Tensor, indices: Tensor) -> Tensor:
-    """`<g[t], atoms[indices[t, j]]>` for every slot: the derivative of an embedding bag by its weights."""
+def sparse_batch_top_k(
+    x: Float[Tensor, "b d"],
+    W_enc: Float[Tensor, "d m"],
+    b_enc: Float[Tensor, " m"],
+    atoms: Float[Tensor, "m d"],
+    b_dec: Float[Tensor, " d"],
+    *,
+    n_kept: int,
+) -> tuple[Float[Tensor, "b d"], Slots]:
+    """Reconstruct `x` from the `n_kept` largest positive pre-activations of the whole batch.
+
+    Gradients equal those of the dense computation.
+
+    Args:
+        x, W_enc, b_enc, atoms, b_dec: As in `BatchTopKDictionary`; all differentiable.
+        n_kept: Active latents in the batch, fewer where fewer pre-activations are positive.
+    Returns:
+        Reconstruction (differentiable) and the active latents (not differentiable).
+    """
+    slots = batch_top_k_latents(x - b_dec, W_enc, b_enc, n_kept)
+    return _decode(x, W_enc, b_enc, atoms, b_dec, slots, slots.tokens, len(x), False) + b_dec, slots
+
+
+def sparse_prefixes(
+    x: Float[Tensor, "b d"],
+    W_enc: Float[Tensor, "d m"],
+    b_enc: Float[Tensor, " m"],
+    atoms: Float[Tensor, "m d"],
+    b_dec: Float[Tensor, " d"],
+    *,
+    n_kept: int,
+    widths: Int64[Tensor, " p"],
+) -> tuple[Float[Tensor, "p b d"], Slots]:
+    """Reconstruct `x` once from each prefix of the latents, with the code of `sparse_batch_top_k`.
+
+    Slots are grouped by the first prefix that has them and decoded once; each prefix adds its group to the one before.
+
+    Args:
+        x, W_enc, b_enc, atoms, b_dec, n_kept: As in `sparse_batch_top_k`.
+        widths: Latents in each prefix, ascending, the last one `m`.
+    Returns:
+        Reconstructions (differentiable), one per width, and the active latents (not differentiable).
+    """
+    slots = batch_top_k_latents(x - b_dec, W_enc, b_enc, n_kept)
+    group = torch.searchsorted(widths, slots.latents, right=True)
+    order = group.argsort(stable=True)
+    grouped = Slots(slots.tokens[order], slots.latents[order], slots.values[order], len(x))
+    bags = group[order] * len(x) + grouped.tokens
+    parts = _decode(x, W_enc, b_enc, atoms, b_dec, grouped, bags, len(widths) * len(x), False)
+    return parts.view(len(widths), len(x), -1).cumsum(dim=0) + b_dec, slots
+
+
+def _decode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    atoms: Tensor,
+    b_dec: Tensor,
+    slots: Slots,
+    bags: Tensor,
+    n_bags: int,
+    rectified: bool,
+) -> Tensor:
+    """`[n_bags, d]`: what the slots of each bag add up to, without offset. Bags ascend."""
+    apply: Any = _SparseDecode.apply
+    decoded: Tensor = apply(x, W_enc, b_enc, atoms, b_dec, slots, bags, n_bags, rectified)
+    return decoded
+
+
+def _starts(bags: Tensor, n: int) -> Tensor:
+    """Where each of `n` bags begins once its members are sorted by bag."""
+    counts = torch.bincount(bags, minlength=n)
+    return counts.cumsum(dim=0) - counts
+
+
+def _dots(g: Tensor, atoms: Tensor, latents: Tensor, starts: Tensor) -> Tensor:
+    """`<g[bag], atoms[latent]>` for every slot: the derivative of an embedding bag by its weights."""
     with torch.enable_grad():
-        weights = torch.zeros(indices.shape, dtype=g.dtype, device=g.device, requires_grad=True)
-        decoded = embedding_bag(indices, atoms.detach(), per_sample_weights=weights, mode="sum")
+        weights = torch.zeros(latents.shape, dtype=g.dtype, device=g.device, requires_grad=True)
+        decoded = embedding_bag(latents, atoms.detach(), starts, per_sample_weights=weights, mode="sum")
         return torch.autograd.grad(decoded, weights, g)[0]
-
-
-class _Transposed:
-    """The slots of a code `[b, k]` sorted by latent, to sum over the tokens of each latent."""
-
-    def __init__(self, indices: Tensor, n_latents: int) -> None:
-        latents, self.slots = indices.flatten().sort(stable=True)
-        counts = torch.bincount(latents, minlength=n_latents)
-        self.starts = counts.cumsum(dim=0) - counts
-        self.tokens = self.slots // indices.shape[1]
-
-    def sum_rows(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """`[m, d]`: for each latent the sum of the rows of its tokens, times their weights `[b, k]`."""
-        return embedding_bag(
-            self.tokens, rows, self.starts, per_sample_weights=weights.flatten()[self.slots], mode="sum"
-        )

@@ -15,7 +15,7 @@ def topk_objective(
     """`FVU + aux * revival`. TopK has no sparsity penalty; `sparsity` is not used."""
     config = dictionary.config
     x_hat, values, indices = sparse_top_k(
-        x, dictionary.W_enc, dictionary.b_enc, dictionary.atoms, dictionary.b_dec, k=config.k
+        x, dictionary.W_enc, dictionary.b_enc, dictionary.atoms, dictionary.b_dec, k=dictionary.k_now
     )
     active = values > 0
     fired = torch.zeros_like(dead)
