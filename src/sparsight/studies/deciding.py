@@ -74,6 +74,17 @@ def effect_of(estimate: Estimate, name: str, n: int, unit: str) -> Effect:
     return Effect(name=name, value=estimate.value, low=estimate.low, high=estimate.high, n=n, unit=unit)
 
 
+def separate_difference(first: Estimate, second: Estimate, name: str, n: int, unit: str) -> Effect:
+    """`first - second` from two separate intervals: its ends are the furthest apart that theirs allow.
+
+    Wider than a paired interval, so what it decides is decided; what it leaves open may not be.
+    """
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return Effect(name=name, value=first.value - second.value, n=n, unit=unit)
+    low, high = first.low - second.high, first.high - second.low
+    return Effect(name=name, value=first.value - second.value, low=low, high=high, n=n, unit=unit)
+
+
 def mean_effect(values: Sequence[float], name: str, unit: str) -> Effect:
     """Mean over independent repeats with its 95 % Student interval; no interval for a single one."""
     n = len(values)

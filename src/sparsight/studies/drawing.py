@@ -45,7 +45,12 @@ def _panel(axes: Any, panel: Panel) -> None:
     if panel.x_log:
         axes.set_xscale("log")
     if panel.y_log:
+        from matplotlib.ticker import LogFormatter
+
         axes.set_yscale("log")
+        # A log axis of less than a decade or so has few whole powers of ten: name what lies between.
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.6, 0.8)))
+        axes.tick_params(axis="y", which="minor", labelsize=7)
     categories = list(dict.fromkeys(x for line in panel.lines for x in line.x if isinstance(x, str)))
     bars = [line for line in panel.lines if line.style == "bars"]
     for i, line in enumerate(panel.lines):
@@ -61,6 +66,8 @@ def _panel(axes: Any, panel: Panel) -> None:
         axes.set_xticks(range(len(categories)), categories, fontsize=8)
         if max(len(c) for c in categories) * len(categories) > 44:
             axes.tick_params(axis="x", rotation=25)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right")
     elif panel.x_log:
         ticks = sorted({float(x) for line in panel.lines for x in line.x})
         if len(ticks) <= 8:

@@ -30,7 +30,32 @@ class Study:
         return cast("Callable[[Work], Findings]", import_module(self.module).run)(work)
 
 
-_ALL: tuple[Study, ...] = ()
+_ALL: tuple[Study, ...] = (
+    Study(
+        "pursuit-selects-better",
+        "Does gradient pursuit choose better latents than the encoder, or does it only re-weight them?",
+        "Lewis Smith's comments on inference-time optimisation",
+        "sparsight.studies.pursuit_selects_better",
+    ),
+    Study(
+        "orthogonality-quirk",
+        "Does pursuit pick atoms orthogonal to the span chosen so far, and does it matter?",
+        "Lewis Smith's comments on inference-time optimisation",
+        "sparsight.studies.orthogonality_quirk",
+    ),
+    Study(
+        "low-activations",
+        "Are weakly active latents interesting, or interference; does pursuit have fewer; would a threshold do?",
+        "Lewis Smith and the reader he answers",
+        "sparsight.studies.low_activations",
+    ),
+    Study(
+        "without-autoencoders",
+        "Can dictionaries be trained with pursuit and no autoencoder, are they better, and do networks read that way?",
+        "Lewis Smith's comments on inference-time optimisation",
+        "sparsight.studies.without_autoencoders",
+    ),
+)
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 

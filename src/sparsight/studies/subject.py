@@ -1,6 +1,6 @@
 """A model with activations to study: the organism with its labels, or any model with texts; and dictionaries for it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -34,9 +34,20 @@ def is_organism(work: Work) -> bool:
     return work.options.model.startswith("organism")
 
 
-def subject(work: Work, *, n_tokens: int, heldout: float = 0.2) -> Subject:
+def subject(
+    work: Work,
+    *,
+    n_tokens: int,
+    heldout: float = 0.2,
+    documents_as: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Subject:
     """Harvest the study's model once; a resumed study finds the store as it left it.
 
+    Args:
+        work: Names the model and its texts.
+        n_tokens: Activations to store.
+        heldout: Share of the documents held out.
+        documents_as: Changes the documents on their way in: more labels, say.
     Raises:
         ValueError: a model other than the organism was named without texts, or texts with the organism.
     """
@@ -56,7 +67,7 @@ def subject(work: Work, *, n_tokens: int, heldout: float = 0.2) -> Subject:
     work.say(f"activations of {lm.name} at {site}")
     store = harvest(
         lm,
-        documents,
+        documents if documents_as is None else documents_as(documents),
         [site],
         work.scratch("activations"),
         n_tokens=n_tokens,
