@@ -1,7 +1,7 @@
 """All measurements of one dictionary, in two passes over stored activations that keep nothing but sums."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,21 +10,12 @@ from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding import kept_search
-from sparsight.dictionaries import AbstractDictionary
+from sparsight.dictionaries import AbstractDictionary, TranscoderDictionary
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation import sums as terms
 from sparsight.evaluation.arms import Setting, make_arm
 from sparsight.evaluation.fvu import Fvu
-from sparsight.evaluation.reading import (
-    Predicts,
-    StoredActivations,
-    batches,
-    check_model,
-    part_of,
-    reported,
-    row_blocks,
-    site_for,
-)
+from sparsight.evaluation.reading import Predicts, StoredActivations, check_model, reported, row_blocks
 from sparsight.evaluation.record import (
     DensityRecord,
     DictionaryRecord,
@@ -35,8 +26,9 @@ from sparsight.evaluation.record import (
     estimate,
 )
 from sparsight.evaluation.shrinkage import Shrinkage
-from sparsight.evaluation.splice import ablations, measure_losses
-from sparsight.evaluation.sums import Sums, frame_of
+from sparsight.evaluation.sides import SiteSums, reading_of
+from sparsight.evaluation.splice import FromSite, Replacement, ablations, measure_losses
+from sparsight.evaluation.sums import Sums
 from sparsight.models import Site
 
 Code = Callable[[Tensor], SparseCode]
@@ -45,7 +37,7 @@ Estimator = Callable[..., Estimate]
 
 def evaluate(
     dictionary: AbstractDictionary,
-    store: StoredActivations,
+    store: StoredActivations | Sequence[StoredActivations],
     *,
     model: Predicts | None = None,
     coder: str | None = None,
@@ -66,9 +58,13 @@ def evaluate(
     Two passes over the rows: the first for their mean and median norm, the second for everything else. Memory does not
     grow with the number of rows (14 sums are kept for each document).
 
+    A transcoder is measured by what it makes of its input against the output of the module, and its loss is that of the
+    model with the transcoder in the module's place. A crosscoder is measured on all its sites together, each in the
+    units of its training so that all weigh alike, and its FVU also at each.
+
     Args:
         dictionary: Takes raw activations, as `train` and `load_dictionary` give it.
-        store: Activations with their documents.
+        store: Activations with their documents; for a crosscoder of several models one store for each site.
         model: The model they came from, for the loss. A model without a next-token loss is noted, not refused.
         coder: None for the dictionary's own code; else the name of an arm of `compare_coders`, with `k`.
         k: Latents per token, with `coder`.
@@ -90,32 +86,44 @@ def evaluate(
         UndefinedMetric: the activations do not vary.
     """
     began = time.perf_counter()
-    part = part_of(store, split)
+    reading = reading_of(dictionary, store, split, site, force=force)
+    part, chosen = reading.part, reading.site
     code = coder_of(dictionary, coder, k, len(part))
-    chosen = site_for(dictionary, part, site, force=force)
     if model is not None:
-        check_model(model, store, force=force)
+        check_model(model, part, force=force)
     blocks = row_blocks(len(part), batch_size, n_tokens)
     device = dictionary.atoms.device
     with reported("measuring", 2 * sum(b.stop - b.start for b in blocks), shown=progress) as advance:
-        sums = Sums(frame_of(part, chosen, blocks, device, advance), dictionary)
-        for block, x in batches(part, chosen, blocks, device, advance):
-            sums.add(x, code(x), part.tokens(block).document_ids)
+        offset = reading.weigh(dictionary.b_dec.detach())
+        sums = Sums(reading.frame(blocks, device, advance), dictionary.n_latents, offset)
+        by_site = SiteSums(reading.columns, sums.frame)
+        for block in blocks:
+            x, y = reading.rows(block, device)
+            z = code(x)
+            with torch.no_grad():
+                y_hat = reading.weigh(dictionary.reconstruct(x, z))
+            ids = part.tokens(block).document_ids
+            sums.add(y, y_hat, z, ids)
+            by_site.add(y, y_hat, ids)
+            advance(block.stop - block.start)
     estimator = partial(estimate, n_resamples=n_resamples, level=level, seed=seed)
     loss, no_loss_because = None, "no model was given"
     if model is not None and not model.has_causal_loss:
         no_loss_because = f"{model.name} ({model.family}) has no causal loss"
+    elif model is not None and len(reading.columns) > 1:
+        no_loss_because = "a crosscoder reads several sites at once, so it replaces none of them"
     elif model is not None:
-        reconstruct = reconstruction(dictionary, code)
+        coded = reconstruction(dictionary, code)
+        spliced = coded if reading.reads is None else FromSite(reading.reads, coded)
         try:
-            loss = measure_loss(model, part, chosen, reconstruct, sums.frame.mean, estimator, loss_tokens, progress)
+            loss = measure_loss(model, part, chosen, spliced, sums.frame.mean, estimator, loss_tokens, progress)
         except UndefinedMetric as error:
             no_loss_because = str(error)
     return Evaluation(
         sparsight_version=_version(),
         dictionary=describe(dictionary),
         site=str(chosen),
-        model=store.model,
+        model=reading.model,
         split=split,
         coder=coder or "encoder",
         k=k,
@@ -124,6 +132,7 @@ def evaluate(
         seed=seed,
         loss=loss,
         no_loss_because=None if loss else no_loss_because,
+        by_site=by_site.records(reading.places, estimator),
         seconds=time.perf_counter() - began,
         **_measured(sums, estimator),
     )
@@ -141,6 +150,8 @@ def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None, n
         if k is not None:
             raise ValueError(f"k={k} needs a coder to use it; pass coder='gradient_pursuit', or leave k out")
         return torch.no_grad()(dictionary.encode)
+    if isinstance(dictionary, TranscoderDictionary):
+        raise ValueError(f"coder={coder!r} codes what atoms write, but a transcoder codes what it reads; leave it out")
     if k is None:
         raise ValueError(f"coder={coder!r} needs k, the latents per token; 16 to 64 are usual")
     if not 1 <= k <= dictionary.n_latents:
@@ -160,7 +171,8 @@ def reconstruction(dictionary: AbstractDictionary, code: Code) -> Callable[[Tens
 
     def reconstruct(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return dictionary.decode(code(x.to(dictionary.atoms))).to(x)
+            taken = x.to(dictionary.atoms)
+            return dictionary.reconstruct(taken, code(taken)).to(x)
 
     return reconstruct
 
@@ -169,7 +181,7 @@ def measure_loss(
     model: Predicts,
     part: StoredActivations,
     site: Site,
-    reconstruct: Callable[[Tensor], Tensor],
+    reconstruct: Replacement | FromSite,
     mean: Tensor,
     estimator: Estimator,
     loss_tokens: int | None,
@@ -180,7 +192,7 @@ def measure_loss(
     Raises:
         UndefinedMetric: no stored token is predicted from another.
     """
-    replacements = {"spliced": reconstruct, **ablations(mean)}
+    replacements: dict[str, Replacement | FromSite] = {"spliced": reconstruct, **ablations(mean)}
     documents, columns = measure_losses(model, part, site, replacements, limit=loss_tokens, progress=progress)
     totals = documents.sums.sum(dim=0)
     n, clean = totals[0].item(), columns["clean"]
@@ -283,7 +295,7 @@ def _fvu_without_outliers(sums: Sums, estimator: Estimator) -> Estimate | None:
 def _shrinkage(sums: Sums) -> tuple[Shrinkage | None, Shrinkage | None]:
     """The family about the origin and about `b_dec`; None where it does not exist."""
     found: list[Shrinkage | None] = []
-    for centre in (torch.zeros_like(sums.frame.mean), sums.dictionary.b_dec.detach().double()):
+    for centre in (torch.zeros_like(sums.frame.mean), sums.offset.double()):
         try:
             found.append(sums.shrinkage.about(centre))
         except UndefinedMetric:

@@ -114,6 +114,14 @@ class DensityRecord(Record):
     histogram_counts: list[int]
 
 
+class SiteRecord(Record):
+    """How well a dictionary of several sites does at one of them."""
+
+    site: str
+    model: str
+    fvu: Estimate
+
+
 class LossRecord(Record):
     """Next-token losses, in nats per token, over `n_tokens` predicted tokens of `n_documents`.
 
@@ -161,6 +169,7 @@ class Evaluation(Record):
     seed: int
     l0: L0Record
     fvu: Estimate
+    by_site: list[SiteRecord] | None = None
     fvu_uncentred: Estimate
     fvu_token_mean: Estimate | None
     n_outliers: int

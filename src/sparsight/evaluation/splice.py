@@ -1,6 +1,7 @@
 """Putting something in the place of a site's activations, and reading off what the model makes of it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -14,6 +15,43 @@ from sparsight.models import Site, Tokens
 
 Replacement = Callable[[Tensor], Tensor]
 """From activations `[m, d]` to what stands in their place, the same shape."""
+
+
+@dataclass(frozen=True)
+class FromSite:
+    """A replacement that is computed from the activations of another site, read in the same forward pass.
+
+    Attributes:
+        reads: Where it reads; the model must come by there before the place of the replacement.
+        function: From activations `[m, d_in]` at `reads` to what stands at the other site, `[m, d_out]`.
+    """
+
+    reads: Site
+    function: Replacement
+
+
+def edits_of(
+    site: Site, replacement: Replacement | FromSite, counted: Bool[Tensor, "b t"]
+) -> dict[Site, Callable[[Tensor], Tensor]]:
+    """What a forward pass is edited with, so that the replacement stands at `site`.
+
+    Raises:
+        ValueError: (in the pass) the model comes by `site` before the site that the replacement reads.
+    """
+    if not isinstance(replacement, FromSite):
+        return {site: replace_counted(replacement, counted)}
+    held: list[Tensor] = []
+
+    def hold(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        held[:] = [replacement.function(x[counted])]
+        return x
+
+    def put(y: Tensor) -> Tensor:
+        if not held:
+            raise ValueError(f"{site} is computed before {replacement.reads}, so nothing read there can replace it")
+        return held.pop()
+
+    return {replacement.reads: hold, site: replace_counted(put, counted)}
 
 
 def replace_counted(replacement: Replacement, counted: Bool[Tensor, "b t"]) -> Callable[[Tensor], Tensor]:
@@ -32,7 +70,7 @@ def replace_counted(replacement: Replacement, counted: Bool[Tensor, "b t"]) -> C
 
 
 def replaced_losses(
-    lm: Predicts, tokens: Tokens, site: Site, replacements: Mapping[str, Replacement]
+    lm: Predicts, tokens: Tokens, site: Site, replacements: Mapping[str, Replacement | FromSite]
 ) -> dict[str, Float64[Tensor, "m 2"]]:
     """Loss and divergence from the clean model, for each replacement, at every prediction of a counted token.
 
@@ -57,7 +95,7 @@ def replaced_losses(
         loss = next_token_loss(clean, tokens.ids)[predicted].double()
         found = {"clean": torch.stack([loss, torch.zeros_like(loss)], dim=1)}
         for name, replacement in replacements.items():
-            logits = lm.logits(tokens, edits={site: replace_counted(replacement, counted)})
+            logits = lm.logits(tokens, edits=edits_of(site, replacement, counted))
             loss = next_token_loss(logits, tokens.ids)[predicted].double()
             divergence = next_token_kl(clean, logits)[predicted].double()
             found[name] = torch.stack([loss, divergence], dim=1)
@@ -73,7 +111,7 @@ def measure_losses(
     lm: Predicts,
     store: StoredActivations,
     site: Site,
-    replacements: Mapping[str, Replacement],
+    replacements: Mapping[str, Replacement | FromSite],
     *,
     limit: int | None = None,
     batch_size: int = 8,

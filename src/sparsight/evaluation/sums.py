@@ -1,6 +1,6 @@
 """The sums behind an evaluation: per-token terms, added up for each document as the rows stream by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sparsight.codes import SparseCode
-from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.bootstrap import DocumentSums
 from sparsight.evaluation.density import Density
@@ -44,15 +43,21 @@ def frame_of(
     part: StoredActivations, site: Site, blocks: list[slice], device: torch.device, advance: Callable[[int], None]
 ) -> Frame:
     """The first pass: mean and median norm."""
+    return frame_over(x for _, x in batches(part, site, blocks, device, advance))
+
+
+def frame_over(rows: Iterable[Float[Tensor, "_ d_in"]]) -> Frame:
+    """The same of batches, at least one."""
     total: Tensor | None = None
     norms: NormHistogram | None = None
-    for _, x in batches(part, site, blocks, device, advance):
+    n = 0
+    for x in rows:
         here, found = x.double().sum(dim=0), NormHistogram.of(x)
         total = here if total is None else total + here
         norms = found if norms is None else norms + found
+        n += len(x)
     assert total is not None
     assert norms is not None
-    n = sum(block.stop - block.start for block in blocks)
     try:
         longest = OUTLIER * norms.median
     except UndefinedMetric:
@@ -96,22 +101,29 @@ def _cosine(dot: Tensor, a_sq: Tensor, b_sq: Tensor) -> Tensor:
 
 
 class Sums:
-    """The second pass: all sums, filled batch by batch."""
+    """The second pass: all sums, filled batch by batch.
 
-    def __init__(self, frame: Frame, dictionary: AbstractDictionary) -> None:
+    Args:
+        frame: From the first pass.
+        n_latents: Width of the dictionary.
+        offset: What is reconstructed when every latent is silent.
+    """
+
+    def __init__(self, frame: Frame, n_latents: int, offset: Float[Tensor, " d_in"]) -> None:
         self.frame = frame
-        self.dictionary = dictionary
+        self.offset = offset
         self.documents = DocumentSums(N_TERMS)
         self.l0 = L0(torch.zeros(1, dtype=torch.int64))
-        self.density = Density(0, torch.zeros(dictionary.n_latents, dtype=torch.int64))
+        self.density = Density(0, torch.zeros(n_latents, dtype=torch.int64))
         self._sum_inner = torch.zeros_like(frame.mean)
         self._sum_x_hat = torch.zeros_like(frame.mean)
         self._hat_sq = self._dot = 0.0
 
     @torch.no_grad()
-    def add(self, x: Float[Tensor, "n d_in"], code: SparseCode, document_ids: Tensor) -> None:
-        """Add a batch of activations and their codes."""
-        x_hat = self.dictionary.decode(code)
+    def add(
+        self, x: Float[Tensor, "n d_in"], x_hat: Float[Tensor, "n d_in"], code: SparseCode, document_ids: Tensor
+    ) -> None:
+        """Add a batch of activations, their reconstructions, and the codes these came from."""
         terms, hat_sq, dot = token_terms(x, x_hat, code, self.frame)
         self.documents.add(document_ids, terms)
         self.l0 += L0.of(code)
