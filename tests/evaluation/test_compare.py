@@ -16,7 +16,7 @@ from sparsight.coding import (
 from sparsight.dictionaries import JumpReLU
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation import Comparison, compare_coders, metrics
-from sparsight.evaluation.compare import jaccard
+from sparsight.evaluation.comparison.overlap import jaccard
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_every_arm_is_the_coder_it_is_named_after(store, dictionary):
             assert found[name].fvu.value == pytest.approx(metrics.fvu(x, dictionary.decode(code)), rel=1e-5)
             assert found[name].l0 == pytest.approx(metrics.l0(code), abs=1e-9)
             overlap = jaccard(code, expected["encoder"]).mean().item()
-            assert found[name].jaccard == pytest.approx(overlap, abs=1e-9)
+            assert found[name].jaccard.value == pytest.approx(overlap, abs=1e-9)
 
 
 def test_at_its_own_k_the_encoder_is_as_trained(store, dictionary):
@@ -224,7 +224,7 @@ def test_a_shared_table_of_inner_products_changes_no_code(monkeypatch):
         made.append((n_rows, k))
         return GramTable(atoms)
 
-    monkeypatch.setattr("sparsight.evaluation.compare.kept_search", table)
+    monkeypatch.setattr("sparsight.evaluation.comparison.compare.kept_search", table)
     kept = compare_coders(dictionary, store, [2, 4], arms, batch_size=64)
     assert made == [(len(store.split("heldout")), 6)]
     for one, other in zip(plain.arms, kept.arms, strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sparsight.evaluation import ARMS, FeatureRow, Recovery, Shrinkage
-from sparsight.evaluation.compare import COMPARISON_CONVENTIONS, ArmRecord, Difference
+from sparsight.evaluation.comparison.record import COMPARISON_CONVENTIONS, ArmRecord, Diagnostics, Difference
 from sparsight.evaluation.record import CONVENTIONS, DensityRecord, Evaluation, L0Record, LossRecord
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf8")
@@ -29,7 +29,10 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("record", [Evaluation, L0Record, DensityRecord, LossRecord, ArmRecord, Difference, FeatureRow])
+RECORDS = [Evaluation, L0Record, DensityRecord, LossRecord, ArmRecord, Diagnostics, Difference, FeatureRow]
+
+
+@pytest.mark.parametrize("record", RECORDS)
 def test_every_number_of_a_record_is_defined(record):
     assert [name for name in record.model_fields if name not in PLAIN and f"`{name}`" not in PAGE] == []
 

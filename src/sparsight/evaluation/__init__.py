@@ -5,7 +5,7 @@ from sparsight.evaluation.arms import ARMS
 from sparsight.evaluation.bootstrap import DocumentSums, Interval, bootstrap, paired_difference
 from sparsight.evaluation.causal import CausalPrediction, causal_prediction
 from sparsight.evaluation.classification import Detection, SparseColumns
-from sparsight.evaluation.compare import ArmRecord, Comparison, Difference, compare_coders
+from sparsight.evaluation.comparison import ArmRecord, Comparison, Diagnostics, Difference, compare_coders
 from sparsight.evaluation.cosine import Cosine
 from sparsight.evaluation.density import Density, DensityHistogram
 from sparsight.evaluation.evaluate import evaluate
@@ -29,6 +29,7 @@ __all__ = [
     "Density",
     "DensityHistogram",
     "Detection",
+    "Diagnostics",
     "Difference",
     "DocumentSums",
     "Estimate",

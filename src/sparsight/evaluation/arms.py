@@ -58,7 +58,7 @@ def encoder(setting: Setting) -> Coder:
 def topk(setting: Setting) -> Coder:
     """The largest positive pre-activations of each row, as many as its budget, with their own values."""
     dictionary = setting.dictionary
-    W_enc, b_enc = _encoder_weights(dictionary)
+    W_enc, b_enc = encoder_weights(dictionary)
 
     def code(x: Tensor, budget: Tensor) -> SparseCode:
         if int(budget.max()) == 0:
@@ -126,27 +126,36 @@ def thresholded(setting: Setting) -> Coder:
     return lambda x, budget: threshold_code(widest(x), tau)
 
 
-def lasso(setting: Setting) -> Coder:
+class Lasso:
     """The support of the lasso, values by non-negative least squares; one penalty for the target mean L0.
 
     The penalty is found by bisection on at most 256 training tokens, so that the L0 realised differs a little.
+
+    Attributes:
+        penalty: Price of one unit of latent value, in the units of the activations.
     """
-    dictionary = setting.dictionary
 
-    def support(x: Tensor, penalty: float) -> Tensor:
-        y = x - dictionary.b_dec
-        return fista(y, dictionary.atoms, penalty, gap=1e-4, max_steps=500).support()
-
-    x = setting.train_rows()
-    x = x[:: max(1, len(x) // 256)][:256]
-    with torch.no_grad():
-        high = float(((x - dictionary.b_dec) @ dictionary.atoms.T).max())
+    def __init__(self, setting: Setting) -> None:
+        self._dictionary = setting.dictionary
+        x = setting.train_rows()
+        x = x[:: max(1, len(x) // 256)][:256]
+        with torch.no_grad():
+            high = float(((x - self._dictionary.b_dec) @ self._dictionary.atoms.T).max())
         low = high / 1e4
         for _ in range(12):
-            middle = math.sqrt(low * high)
-            used = (support(x, middle) >= 0).sum().item() / len(x)
-            low, high = (middle, high) if used > setting.l0 else (low, middle)
-    return lambda x, budget: refit(x - dictionary.b_dec, dictionary.atoms, support(x, high))
+            self.penalty = math.sqrt(low * high)
+            used = int(self.shrunk(x).l0().sum()) / len(x)
+            low, high = (self.penalty, high) if used > setting.l0 else (low, self.penalty)
+        self.penalty = high
+
+    @torch.no_grad()
+    def shrunk(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
+        """The lasso's own code, its values short by what the penalty takes."""
+        return fista(x - self._dictionary.b_dec, self._dictionary.atoms, self.penalty, gap=1e-4, max_steps=500)
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "n d_in"], budget: Int64[Tensor, " n"]) -> SparseCode:
+        return refit(x - self._dictionary.b_dec, self._dictionary.atoms, self.shrunk(x).support())
 
 
 ARMS: dict[str, Callable[[Setting], Coder]] = {
@@ -159,12 +168,16 @@ ARMS: dict[str, Callable[[Setting], Coder]] = {
     "matching_pursuit": steepest,
     "pursuit": pursuit,
     "orthogonal_matching_pursuit": orthogonal,
-    "lasso": lasso,
+    "lasso": Lasso,
 }
 
 DEFAULT_ARMS = ("encoder", "topk", "refit", "pursuit")
 
-ALIASES = {"gradient_pursuit": "pursuit"}
+ALIASES = {
+    "gradient_pursuit": "pursuit",
+    "mp": "matching_pursuit",
+    "omp": "orthogonal_matching_pursuit",
+}
 
 
 def canonical(name: str) -> str:
@@ -186,6 +199,8 @@ def make_arm(name: str, setting: Setting) -> Coder:
         ValueError: there is no such arm, or it needs an encoder and the dictionary has none.
     """
     made = ARMS[canonical(name)](setting)
+    if isinstance(made, Lasso):
+        return made
 
     def code(x: Float[Tensor, "n d_in"], budget: Int64[Tensor, " n"]) -> SparseCode:
         with torch.no_grad():
@@ -216,7 +231,12 @@ def has_encoder(dictionary: AbstractDictionary) -> bool:
     return hasattr(dictionary, "W_enc") and hasattr(dictionary, "b_enc")
 
 
-def _encoder_weights(dictionary: AbstractDictionary) -> tuple[Any, Any]:
+def encoder_weights(dictionary: AbstractDictionary) -> tuple[Any, Any]:
+    """`W_enc` and `b_enc` of a dictionary with linear pre-activations.
+
+    Raises:
+        ValueError: it has none.
+    """
     if not has_encoder(dictionary):
         raise ValueError(f"{type(dictionary).__name__} has no linear encoder; compare arms that choose by themselves")
     return dictionary.W_enc, dictionary.b_enc

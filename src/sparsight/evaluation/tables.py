@@ -3,10 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import plotly.graph_objects
     from rich.table import Table
 
-    from sparsight.evaluation.compare import ArmRecord, Comparison
     from sparsight.evaluation.features.best_latent import FeatureTable
     from sparsight.evaluation.record import Evaluation
 
@@ -24,7 +22,7 @@ def rendered(*parts: "Table | str", width: int = 110) -> str:
     return str(text).rstrip()
 
 
-def _table(title: str, *columns: str) -> "Table":
+def titled(title: str, *columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -42,7 +40,7 @@ def evaluation_table(e: "Evaluation") -> str:
         f"{d.architecture}, {d.n_latents} latents of width {d.d_in}, coded by {how}\n"
         f"{e.model} at {e.site}: {e.n_tokens:,} tokens of {e.n_documents:,} documents ({e.split})"
     )
-    table = _table(title, "measurement", "value", f"{e.level:.0%} interval", "0 is, 1 is")
+    table = titled(title, "measurement", "value", f"{e.level:.0%} interval", "0 is, 1 is")
     for name, value, ends, meaning in _rows(e):
         table.add_row(name, value, ends, meaning)
     notes = [f"note: {note}" for note in e.notes]
@@ -88,65 +86,13 @@ def _rows(e: "Evaluation") -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def comparison_table(c: "Comparison") -> str:
-    """One arm at one sparsity in each line, then the paired differences."""
-    title = (
-        f"{c.dictionary.architecture}, {c.dictionary.n_latents} latents; {c.model} at {c.site}: "
-        f"{c.n_tokens:,} tokens of {c.n_documents:,} documents ({c.split}); own mean L0 {c.own_l0:.4g}"
-    )
-    table = _table(title, "k", "coder", "L0", "FVU", f"{c.level:.0%} interval", "overlap", "loss added", "seconds")
-    for arm in c.arms:
-        value, _, ends = str(arm.fvu).partition("  ")
-        overlap = "" if arm.jaccard is None else f"{arm.jaccard:.3f}"
-        loss = "" if arm.loss_added is None else f"{arm.loss_added.value:.4g}"
-        table.add_row(str(arm.k), arm.arm, f"{arm.l0:.4g}", value, ends, overlap, loss, f"{arm.seconds:.2f}")
-    gaps = _table("FVU, first minus second, same documents", "k", "first", "second", "difference", "interval")
-    for difference in c.differences:
-        value, _, ends = str(difference.fvu).partition("  ")
-        gaps.add_row(str(difference.k), difference.first, difference.second, value, ends)
-    notes = [f"note: {note}" for note in c.notes]
-    if c.no_loss_because:
-        notes.append(f"no loss added: {c.no_loss_because}")
-    return rendered(table, *([gaps] if c.differences else []), *notes)
-
-
-def comparison_figure(c: "Comparison") -> "plotly.graph_objects.Figure":
-    """FVU against realised L0, one line for each arm, with intervals over documents."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    arms: dict[str, list[ArmRecord]] = {}
-    for arm in sorted(c.arms, key=lambda arm: arm.l0):
-        arms.setdefault(arm.arm, []).append(arm)
-    for name, points in arms.items():
-        fvu = [point.fvu for point in points]
-        up = [0.0 if f.high is None else f.high - f.value for f in fvu]
-        down = [0.0 if f.low is None else f.value - f.low for f in fvu]
-        figure.add_scatter(
-            x=[point.l0 for point in points],
-            y=[f.value for f in fvu],
-            error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
-            mode="lines+markers",
-            name=name,
-        )
-    figure.update_layout(
-        title=f"{c.dictionary.architecture}, {c.dictionary.n_latents} latents, {c.model} at {c.site}",
-        xaxis_title="mean L0 (latents per token)",
-        yaxis_title="FVU on held-out tokens" if c.split == "heldout" else f"FVU ({c.split})",
-        xaxis_type="log",
-        yaxis_rangemode="tozero",
-        template="plotly_white",
-    )
-    return figure
-
-
 def feature_table(f: "FeatureTable") -> str:
     """One class in each line, best first."""
     title = (
         f"{f.model} at {f.site}: best latent of each labelled class, chosen on {f.n_train:,} tokens of training "
         f"documents, scored on {f.n_heldout:,} tokens of held-out ones"
     )
-    table = _table(title, "feature", "class", "latent", "AUROC", "chosen at", "F1", "precision", "recall", "share")
+    table = titled(title, "feature", "class", "latent", "AUROC", "chosen at", "F1", "precision", "recall", "share")
     for row in sorted(f.rows, key=lambda row: -row.auroc):
         numbers = (row.auroc, row.auroc_train, row.f1, row.precision, row.recall, row.n_positive / row.n)
         table.add_row(row.feature, row.label, str(row.latent), *(f"{number:.3f}" for number in numbers))

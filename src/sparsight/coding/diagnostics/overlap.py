@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from sparsight.codes import SparseCode
@@ -105,13 +105,18 @@ def compare_span_overlap(
     return OverlapComparison(float(own.mean()), float(drawn.mean()), beside, error, len(difference))
 
 
-def _row_means(code: SparseCode, overlaps: Float[Tensor, "n k"]) -> Float[Tensor, " m"]:
-    """Mean over the used slots of each row but its first used one, for rows that have any."""
+def mean_overlap(code: SparseCode, overlaps: Float[Tensor, "n k"]) -> tuple[Float64[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Mean overlap of each row over its used slots but the first, and which rows have any; 0 in those that have not."""
     used = code.values != 0
     counted = used & (used.cumsum(dim=1) > 1)
     n_counted = counted.sum(dim=1)
-    rows = n_counted > 0
-    if not bool(rows.any()):
-        raise UndefinedMetric("span overlap needs a row with two latents in use, got none; raise k")
     sums = torch.where(counted, overlaps.double(), 0).sum(dim=1)
-    return sums[rows] / n_counted[rows]
+    return sums / n_counted.clamp_min(1), n_counted > 0
+
+
+def _row_means(code: SparseCode, overlaps: Float[Tensor, "n k"]) -> Float64[Tensor, " m"]:
+    """Mean overlaps of the rows that have one."""
+    means, counted = mean_overlap(code, overlaps)
+    if not bool(counted.any()):
+        raise UndefinedMetric("span overlap needs a row with two latents in use, got none; raise k")
+    return means[counted]

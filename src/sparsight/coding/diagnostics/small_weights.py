@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from sparsight.codes import SparseCode
@@ -36,15 +36,30 @@ def small_weight_mass(
     return torch.stack([(relative < q).double().mean() for q in fractions])
 
 
-def _relative_to_quantile(code: SparseCode, quantile: float) -> Float[Tensor, " m"]:
-    """Magnitude of each active value over its latent's quantile, in row-major order of the used slots."""
+def _relative_to_quantile(code: SparseCode, quantile: float) -> Float64[Tensor, " m"]:
+    """Relative magnitudes in row-major order of the used slots."""
     used = code.values != 0
-    latents, magnitudes = code.indices[used], code.values[used].abs().double()
+    return relative_magnitudes(code.indices[used], code.values[used], quantile)
+
+
+def relative_magnitudes(
+    latents: Int64[Tensor, " m"], values: Float[Tensor, " m"], quantile: float = 0.99
+) -> Float64[Tensor, " m"]:
+    """Magnitude of each active value over the quantile of the magnitudes of its own latent.
+
+    Args:
+        latents: Latent of each active value, over all rows.
+        values: The values, none of them 0.
+        quantile: The smallest magnitude of a latent with at least this share of them at or below it is its unit.
+    Raises:
+        UndefinedMetric: no latent is active.
+    """
+    magnitudes = values.abs().double()
     if len(latents) == 0:
         raise UndefinedMetric("small weights need an active latent, the code is empty")
     by_size = magnitudes.argsort()
     order = by_size[latents[by_size].argsort(stable=True)]
-    counts = torch.bincount(latents, minlength=code.n_latents)
+    counts = torch.bincount(latents)
     first = counts.cumsum(0) - counts
     rank = first + ((counts * quantile).ceil().long() - 1).clamp_min(0)
     reference = magnitudes[order][rank.clamp_max(len(order) - 1)]
