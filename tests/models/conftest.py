@@ -47,7 +47,20 @@ def lm(request: pytest.FixtureRequest, tiny: Callable[..., LanguageModel]) -> La
     return tiny(request.param)
 
 
-@pytest.fixture(params=["gpt2", "gpt_neox", "gpt_neox_sequential", "llama", "gemma2", "bert"])
+@pytest.fixture(
+    params=[
+        "gpt2",
+        "gpt_neox",
+        "gpt_neox_sequential",
+        "llama",
+        "gemma2",
+        "phi",
+        "opt",
+        "opt_norms_behind",
+        "bert",
+        "roberta",
+    ]
+)
 def family_lm(request: pytest.FixtureRequest, tiny: Callable[..., LanguageModel]) -> LanguageModel:
     """One tiny model for each table of sites, in float64."""
     return tiny(request.param)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import KeepFloat64, count_hooks, texts
+from tiny_models import KeepFloat64, count_hooks, norms_behind, texts
 from torch import Tensor
 
 from sparsight.errors import ModelError
@@ -73,10 +73,11 @@ def test_an_edited_stream_goes_on_as_edited(family_lm: LanguageModel) -> None:
             continue
         edits = {site: lambda x: x.flip(-1) + 1}
         x = {s.kind: v for s, v in lm.activations(tokens, lm.sites(), edits=edits).items() if s.layer == 1}
-        if lm.family == "bert":
-            block = lm.model.encoder.layer[1]
-            mid = block.attention.output.LayerNorm(x["resid_pre"] + x["attn_out"])
-            post = block.output.LayerNorm(x["resid_mid"] + x["mlp_out"])
+        blocks = next(module for module in lm.model.modules() if isinstance(module, torch.nn.ModuleList))
+        norms = norms_behind(lm, blocks[1])
+        if norms is not None:
+            mid = norms[0](x["resid_pre"] + x["attn_out"])
+            post = norms[1](x["resid_mid"] + x["mlp_out"])
         else:
             mid = x["resid_pre"] + x["attn_out"]
             post = x.get("resid_mid", mid) + x["mlp_out"]
@@ -103,7 +104,7 @@ def test_edits_at_all_sites_act_in_the_order_of_the_pass(family_lm: LanguageMode
     # A Sum writes into its branch, so attn_out is read before resid_mid is written: both come back as edited.
     edits = {site: lambda x, n=number: torch.full_like(x, n) for number, site in enumerate(lm.sites())}
     read = lm.activations(tokens, lm.sites(), edits=edits)
-    shared = {Site(None, "embed"): Site(0, "resid_pre")} if lm.family in ("llama", "gemma2", "gpt_neox") else {}
+    shared = {Site(None, "embed"): Site(0, "resid_pre")} if lm.family in ("llama", "gemma2", "gpt_neox", "phi") else {}
     for number, site in enumerate(lm.sites()):
         assert site not in shared or torch.equal(read[site], torch.zeros_like(read[site]))
         torch.testing.assert_close(read[site], torch.full_like(read[site], number), rtol=0, atol=1e-12)

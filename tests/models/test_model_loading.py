@@ -109,7 +109,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     [
         (
             '{"model_type": "t5"}',
-            "no family for model type 't5' .*known: bert, gemma, gemma2, gemma3_text, gpt2, gpt_neox",
+            "no family for model type 't5' .*known: bert, gemma, gemma2, gemma3, gemma3_text, gpt2",
         ),
         ("{}", "has no model_type"),
         ("[", "cannot load config.json"),
@@ -247,3 +247,26 @@ def test_rows_of_tokens_are_tokens() -> None:
     assert tokens[1:].ids.tolist() == [[6, 7], [8, 0]]
     assert tokens[torch.tensor([2, 0])].special.tolist() == [[False, False], [True, False]]
     assert tokens.to("cpu").counted.tolist() == [[False, False], [False, True], [True, False]]
+
+
+def test_a_model_in_pieces_on_several_devices_is_the_same_model(tiny_folder, tmp_path: Path) -> None:
+    """A part on disk stands for a second device: its weights come in by hooks of their own, before and after ours."""
+    whole = load_model(tiny_folder("llama"), device="cpu")
+    parts = {"model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    device = {**parts, "lm_head": "disk", "model.rotary_emb": "cpu"}
+    pieces = load_model(tiny_folder("llama"), device=device, offload_folder=tmp_path)
+    assert any(parameter.device.type == "meta" for parameter in pieces.model.parameters())
+    assert pieces.device == torch.device("cpu")
+    tokens = whole.tokenize(["w1 w2 w3", "w4 w5"])
+    edits = {Site(0, "mlp_out"): lambda x: 2 * x, Site(1, "resid_mid"): lambda x: x.flip(-1)}
+    read, expected = (lm.activations(tokens, lm.sites(), edits=edits) for lm in (pieces, whole))
+    assert all(torch.equal(read[site][tokens.mask], expected[site][tokens.mask]) for site in whole.sites())
+    assert torch.equal(pieces.loss(tokens, edits=edits), whole.loss(tokens, edits=edits))
+    written, wanted = (lm.generate(tokens, max_new_tokens=3, edits=edits) for lm in (pieces, whole))
+    assert torch.equal(written.ids, wanted.ids)
+
+
+def test_spreading_a_model_without_the_package_for_it_says_which(tiny_folder, monkeypatch) -> None:
+    monkeypatch.setattr("sparsight.models.loading.find_spec", lambda _: None)
+    with pytest.raises(ModelError, match="needs the package accelerate"):
+        load_model(tiny_folder("llama"), device="balanced")

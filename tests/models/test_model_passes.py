@@ -66,7 +66,7 @@ def test_padding_on_the_left_gives_what_padding_on_the_right_gives(lm: LanguageM
 )
 def test_a_pass_stops_after_the_deepest_site(lm: LanguageModel, names: list[str], layers_begun: int) -> None:
     blocks = next(module for module in lm.model.modules() if isinstance(module, torch.nn.ModuleList))
-    norms = {"gpt2": "ln_1", "gpt_neox": "input_layernorm", "bert": "attention"}
+    norms = {"gpt2": "ln_1", "bert": "attention", "roberta": "attention", "opt": "self_attn"}
     begun, headed = [], []
     # The first module inside a block runs only if the block goes on after what it takes in was read.
     handles = [

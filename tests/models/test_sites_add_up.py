@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import count_hooks, texts
+from tiny_models import PAD, count_hooks, norms_behind, texts
 
 from sparsight.models import LanguageModel, Site
 
@@ -24,8 +24,9 @@ def _block(lm: LanguageModel, layer: int) -> torch.nn.Module:
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_residual_stream_is_the_sum_of_what_is_written_to_it(lm: LanguageModel, layer: int) -> None:
     x = _at(lm, layer)
-    if lm.family == "bert":
-        attention_norm, output_norm = _block(lm, layer).attention.output.LayerNorm, _block(lm, layer).output.LayerNorm
+    norms = norms_behind(lm, _block(lm, layer))
+    if norms is not None:
+        attention_norm, output_norm = norms
         torch.testing.assert_close(x["resid_mid"], attention_norm(x["resid_pre"] + x["attn_out"]), rtol=0, atol=1e-10)
         torch.testing.assert_close(x["resid_post"], output_norm(x["resid_mid"] + x["mlp_out"]), rtol=0, atol=1e-10)
         return
@@ -49,13 +50,21 @@ def test_sites_agree_with_the_hidden_states_of_transformers(lm: LanguageModel, t
         torch.testing.assert_close(read[Site(layer, "resid_post")], hidden[layer + 1], **tolerance)
     last = read[Site(lm.n_layers - 1, "resid_post")]
     base = lm._base
-    final_norm = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm", "llama": "norm", "gemma2": "norm"}.get(lm.family)
-    after = last if final_norm is None else getattr(base, final_norm)(last)
+    final_norms = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm", "llama": "norm", "gemma2": "norm"}
+    final_norms |= {"phi": "final_layernorm", "opt": "decoder.final_layer_norm"}
+    final_norm = final_norms.get(lm.family)
+    if lm.family == "opt" and not lm.model.config.do_layer_norm_before:
+        final_norm = "decoder.project_out"  # which is applied before the last hidden state, and stands in for it
+    after = last if final_norm is None else base.get_submodule(final_norm)(last)
     torch.testing.assert_close(after, hidden[-1], **tolerance)
     embed, positions = read[Site(None, "embed")], torch.arange(tokens.ids.shape[1])
     if lm.family == "gpt2":
         embed = embed + base.wpe(positions)
-    elif lm.family == "bert":
+    elif lm.family == "opt":
+        project = base.decoder.project_in or torch.nn.Identity()
+        embed = project(embed) + base.decoder.embed_positions.weight[positions + base.decoder.embed_positions.offset]
+    elif lm.family in ("bert", "roberta"):
+        positions = positions + (lm.family == "roberta") * (PAD + 1)
         table = base.embeddings
         embed = table.LayerNorm(embed + table.position_embeddings(positions) + table.token_type_embeddings.weight[0])
     torch.testing.assert_close(embed, hidden[0], **tolerance)
@@ -79,13 +88,20 @@ def test_the_sites_inside_attention_and_mlp_are_what_their_names_say(lm: Languag
             lambda a: block.post_feedforward_layernorm(block.mlp.down_proj(a)),
             block.pre_feedforward_layernorm,
         ),
+        "phi": lambda: (block.self_attn.dense, block.mlp, block.mlp.fc2, block.input_layernorm),
+        "opt": lambda: (
+            block.self_attn.out_proj,
+            lambda m: block.fc2(block.activation_fn(block.fc1(m))),
+            block.fc2,
+            block.final_layer_norm if lm.model.config.do_layer_norm_before else lambda r: r,
+        ),
         "bert": lambda: (
             block.attention.output.dense,
             lambda m: block.output.dense(block.intermediate(m)),
             block.output.dense,
             lambda r: r,
         ),
-    }[lm.family]()
+    }[{"roberta": "bert"}.get(lm.family, lm.family)]()
     project, mlp, down, norm = parts
     before_mlp = x.get("resid_mid", x["resid_pre"])  # with a parallel residual the MLP reads resid_pre
     for got, expected in [

@@ -23,6 +23,7 @@ _SHAPE = {
     "eos_token_id": EOS,
 }
 _GROUPED = {**_SHAPE, "num_key_value_heads": 2, "head_dim": 6}  # 4 heads of 6: attn_z is wider than the stream
+_OPT = {key: value for key, value in _SHAPE.items() if key != "intermediate_size"} | {"ffn_dim": 24}
 
 # Name of a tiny model: family, name of its config in transformers, settings.
 TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -46,9 +47,15 @@ TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"query_pre_attn_scalar": 6},
     ),
     "gemma3_text": ("gemma2", "Gemma3TextConfig", {**_GROUPED, "sliding_window": 4, "query_pre_attn_scalar": 6}),
+    "phi3": ("llama", "Phi3Config", {**_SHAPE, "num_key_value_heads": 2}),
+    "phi": ("phi", "PhiConfig", {**_SHAPE, "num_key_value_heads": 2}),
+    "opt": ("opt", "OPTConfig", _OPT),
+    "opt_norms_behind": ("opt", "OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 8}),
     "bert": ("bert", "BertConfig", {k: v for k, v in _SHAPE.items() if k not in ("bos_token_id", "eos_token_id")}),
+    "roberta": ("roberta", "RobertaConfig", {**_SHAPE, "max_position_embeddings": 33}),  # positions begin at pad + 1
 }
-CAUSAL = [name for name, (family, _, _) in TINY.items() if family != "bert"]
+ENCODERS = ("bert", "roberta")
+CAUSAL = [name for name, (family, _, _) in TINY.items() if family not in ENCODERS]
 
 
 def build_tokenizer(*, ends: bool, pads: bool = True) -> Any:
@@ -81,7 +88,7 @@ def save_tiny(name: str, folder: Path) -> Path:
 
     family, config_name, settings = TINY[name]
     config = getattr(transformers, config_name)(**settings)
-    loader = transformers.AutoModel if family == "bert" else transformers.AutoModelForCausalLM
+    loader = transformers.AutoModel if family in ENCODERS else transformers.AutoModelForCausalLM
     model = loader.from_config(config)
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     for parameter_name, parameter in model.named_parameters():
@@ -89,7 +96,7 @@ def save_tiny(name: str, folder: Path) -> Path:
         is_norm = "norm" in parameter_name.lower() or ".ln_" in parameter_name
         parameter.data = noise + 1 if is_norm and parameter_name.endswith("weight") else noise
     model.save_pretrained(folder)
-    build_tokenizer(ends=family == "bert").save_pretrained(folder)
+    build_tokenizer(ends=family in ENCODERS).save_pretrained(folder)
     return folder
 
 
@@ -100,6 +107,15 @@ def texts(n: int, *, seed: int, shortest: int = 1, longest: int = 10) -> list[st
     return [
         " ".join(f"w{i}" for i in torch.randint(N_WORDS, (length,), generator=generator).tolist()) for length in lengths
     ]
+
+
+def norms_behind(lm: Any, block: Any) -> tuple[Any, Any] | None:
+    """The norms that stand behind the sums, in the models that have them there."""
+    if lm.family in ("bert", "roberta"):
+        return block.attention.output.LayerNorm, block.output.LayerNorm
+    if lm.family == "opt" and not lm.model.config.do_layer_norm_before:
+        return block.self_attn_layer_norm, block.final_layer_norm
+    return None
 
 
 def count_hooks(model: torch.nn.Module) -> int:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sparsight.errors import ModelError
@@ -48,6 +48,7 @@ class ForwardPass:
         self._fired: dict[tuple[str, Site], int] = {("read", site): 0 for site in reads}
         self._fired |= {("edit", site): 0 for site in edits}
         self._bases: dict[Site, Tensor] = {}
+        self._batch = (0, 0)
         self._actions: dict[Gate, list[_Action]] = {}
         for site in sorted({*reads, *edits}):
             place = places[site]
@@ -95,14 +96,15 @@ class ForwardPass:
         return all(self._fired.values())
 
     @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Run the model once inside this: hooks stand for as long, and are gone whatever happens.
+    def hooked(self, ids: Int64[Tensor, "b t"]) -> Iterator[None]:
+        """Run the model once on `ids` inside this: hooks stand for as long, and are gone whatever happens.
 
         Raises:
             ModelError: the pass ended, and a site was never computed.
             ValueError: an edit returned something of another shape or dtype.
         """
         handles = []
+        self._batch = (ids.shape[0], ids.shape[1])
         try:
             for gate, actions in self._actions.items():
                 handles.append(self._hook(gate, actions))
@@ -138,12 +140,16 @@ class ForwardPass:
             return (self._apply(actions, output[0]), *output[1:])
         return self._apply(actions, output)
 
-    def _apply(self, actions: list[_Action], value: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    def _apply(self, actions: list[_Action], value: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        # The MLP of OPT works on all tokens in a row.
+        flat = value.dim() == 2
+        if flat:
+            value = value.view(*self._batch, -1)
         for action in actions:
             value = action(value)
         if self._stop and self._is_complete():
             raise _PassIsOver
-        return value
+        return value.flatten(0, 1) if flat else value
 
 
 def _checked(site: Site, before: Tensor, after: Any) -> Tensor:

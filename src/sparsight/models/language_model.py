@@ -1,5 +1,6 @@
 """A Hugging Face model whose activations are read and edited at sites."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -9,9 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparsight.errors import ModelError
-from sparsight.models.families import family_of, input_width, places
+from sparsight.models.families import input_width, known_family, places
 from sparsight.models.forward_pass import Edit, ForwardPass
 from sparsight.models.generation import Cached, NextLogits, generate
+from sparsight.models.generic import generic_family
 from sparsight.models.prediction import mean_loss, next_token_loss, predicted
 from sparsight.models.site import Site, describe_sites
 from sparsight.models.tokenization import padding_id, tokenize, tokens_to_strings
@@ -34,20 +36,25 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         """Wrap a model that is already in memory; `load_model` finds, loads and freezes one.
 
+        A causal model of an unknown family gets the sites of its residual stream, if that can be found.
+
         Raises:
-            ModelError: its family is unknown, or it is a causal family without its head.
+            ModelError: its family is unknown and its residual stream cannot be found, or it is a causal family without
+                its head.
         """
         self.name = name
         self.model = model.eval()
         self.tokenizer = tokenizer
         config = self.model.config
-        self._family = family_of(config.model_type, name)
+        self._family = known_family(config.model_type) or generic_family(self.model, name)
         if self._family.has_causal_loss and self.model.get_output_embeddings() is None:
             raise ModelError(f"{name} came without its language-model head; load it with AutoModelForCausalLM")
         self._base = self.model.base_model
         if self._base is self.model and self._family.has_causal_loss:
             self._base = self.model.model  # Gemma 3 in transformers 4, which looks for its base under another name
         self._places = places(self._family, self._base, config)
+        self._first_position = self._family.first_position(config)
+        self._arguments = set(inspect.signature(self.model.forward).parameters)
 
     @property
     def family(self) -> str:
@@ -55,8 +62,12 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        parameter: Tensor = next(self.model.parameters())
-        return parameter.device
+        """Where tokens go; of a model on several devices, that of its embeddings."""
+        embeddings = self.model.get_input_embeddings()
+        parameter: Tensor = embeddings.weight
+        if parameter.device.type != "meta":
+            return parameter.device
+        return torch.device(embeddings._hf_hook.execution_device)  # kept on disk, and brought in for each pass
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,7 +86,9 @@ class LanguageModel:
     @property
     def max_context(self) -> int:
         """Most tokens in one sequence, special ones included."""
-        return min(int(self.model.config.max_position_embeddings), int(self.tokenizer.model_max_length))
+        longest = int(self.tokenizer.model_max_length)
+        positions = getattr(self.model.config, "max_position_embeddings", None)  # recurrent models have no limit
+        return longest if positions is None else min(int(positions) - self._first_position, longest)
 
     @property
     def n_vocabulary(self) -> int:
@@ -97,6 +110,8 @@ class LanguageModel:
         self._check_sites([site])
         if site.kind in ("attn_z", "mlp_act"):
             return input_width(self._places[site].read.module)
+        if site.kind == "embed":  # OPT-350m embeds in fewer dimensions, and projects
+            return int(self.model.get_input_embeddings().weight.shape[1])
         return int(self.model.config.hidden_size)
 
     def tokenize(self, texts: str | Sequence[str], *, context: int | None = None) -> Tokens:
@@ -136,8 +151,9 @@ class LanguageModel:
         if not sites:
             raise ValueError("expected at least one site to read, got none")
         forward_pass = self._pass(sites, edits, stop=True)
-        with forward_pass.hooked():
-            self.model(**self._inputs(tokens))
+        inputs = self._inputs(tokens)
+        with forward_pass.hooked(inputs["input_ids"]):
+            self.model(**inputs)
         return {site: forward_pass.reads[site] for site in sites}
 
     def logits(self, tokens: Tokens, *, edits: Mapping[Site, Edit] | None = None) -> Float[Tensor, "b t vocabulary"]:
@@ -148,8 +164,9 @@ class LanguageModel:
             ValueError: the tokens do not fit the model, or an edit returned another shape or dtype.
         """
         self._check_causal("logits")
-        with self._pass([], edits, stop=False).hooked():
-            logits: Tensor = self.model(**self._inputs(tokens)).logits
+        inputs = self._inputs(tokens)
+        with self._pass([], edits, stop=False).hooked(inputs["input_ids"]):
+            logits: Tensor = self.model(**inputs).logits
         return logits
 
     def loss(
@@ -226,7 +243,7 @@ class LanguageModel:
         tokens = tokens.to(self.device)
         self._check_tokens(tokens)
         next_logits: NextLogits = partial(self._next_logits, edits)
-        if edits_per_token or not edits:
+        if (edits_per_token or not edits) and "past_key_values" in self._arguments:
             next_logits = Cached(partial(self._forward, edits))
         return generate(
             tokens,
@@ -244,16 +261,26 @@ class LanguageModel:
         return self._unembed(hidden[torch.arange(len(tokens), device=hidden.device), last])
 
     def _forward(self, edits: Mapping[Site, Edit] | None, **inputs: Any) -> Any:
-        with self._pass([], edits, stop=False).hooked():
+        inputs = self._taken(inputs)
+        with self._pass([], edits, stop=False).hooked(inputs["input_ids"]):
             return self.model(**inputs)
 
     def _final_hidden(self, tokens: Tokens, edits: Mapping[Site, Edit] | None) -> Float[Tensor, "b t d"]:
-        """What the head takes in: the last residual stream, after the final norm."""
-        with self._pass([], edits, stop=False).hooked():
-            hidden: Tensor = self._base(**self._inputs(tokens)).last_hidden_state
+        """What the head takes in: the last residual stream, after the final norm; of a generic model its logits."""
+        if self._is_generic:
+            return self.logits(tokens, edits=edits)
+        inputs = self._inputs(tokens)
+        with self._pass([], edits, stop=False).hooked(inputs["input_ids"]):
+            hidden: Tensor = self._base(**inputs).last_hidden_state
         return hidden
 
+    @property
+    def _is_generic(self) -> bool:
+        return self._family.name == "generic"
+
     def _unembed(self, hidden: Float[Tensor, "m d"]) -> Float[Tensor, "m vocabulary"]:
+        if self._is_generic:  # some scale their logits behind the head, and no table says which
+            return hidden
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
         return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -282,11 +309,15 @@ class LanguageModel:
         padded_right = not bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any())
         if not padded_right or (not self.has_causal_loss and not bool(tokens.mask.all())):
             inputs["attention_mask"] = tokens.mask.long()
-        if not padded_right:
-            inputs["position_ids"] = (tokens.mask.long().cumsum(dim=1) - 1).clamp_min(0)
+        if not padded_right or self._first_position:
+            inputs["position_ids"] = (tokens.mask.long().cumsum(dim=1) - 1).clamp_min(0) + self._first_position
         if self.has_causal_loss:
             inputs["use_cache"] = False
-        return inputs
+        return self._taken(inputs)
+
+    def _taken(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs that the model takes: a model without positions (ALiBi) has no argument for them."""
+        return {name: value for name, value in inputs.items() if name in self._arguments or not self._is_generic}
 
     def _check_tokens(self, tokens: Tokens) -> None:
         n, length = tokens.ids.shape

@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparsight.errors import ModelError
-from sparsight.models.families import Family, family_of
+from sparsight.models.families import known_family, model_types
 from sparsight.models.language_model import LanguageModel
 
 DTYPES = {
@@ -22,7 +23,13 @@ DTYPES = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def load_model(name: str | Path, *, device: str | torch.device = "auto", dtype: str = "float32") -> LanguageModel:
+def load_model(
+    name: str | Path,
+    *,
+    device: str | torch.device | Mapping[str, str | int] = "auto",
+    dtype: str = "float32",
+    offload_folder: str | Path | None = None,
+) -> LanguageModel:
     """Load a model by name, ready to be read and edited.
 
     Weights are frozen (`requires_grad` is off): gradients reach edits, not weights. To train the weights, turn it on
@@ -31,24 +38,39 @@ def load_model(name: str | Path, *, device: str | torch.device = "auto", dtype: 
     Args:
         name: "organism" or "organism-backdoored" (they ship with the package), a folder as transformers writes it, or
             an id on the Hugging Face hub.
-        device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
+        device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one. A model too large for one device:
+            "balanced" spreads it over all GPUs, then the CPU (needs the package accelerate); or a map from modules to
+            devices, "cpu" or "disk", as transformers takes it. Activations then come on the device of their layer.
         dtype: "float32", "bfloat16" or "float16", whatever the file has.
+        offload_folder: Where modules that the map sends to "disk" are kept.
     Raises:
         ModelError: nothing loads under this name, its family is unknown, or the device is not there.
         ValueError: the dtype or the device is not one.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    where = _device(device)
+    spread = _spread(device, offload_folder)
+    where = None if spread else _device(device)
     source = _source(str(name))
     with _quiet():
-        family = family_of(_read_config(source, str(name)), str(name))
+        causal = _is_causal(_read_config(source, str(name)), str(name))
         tokenizer = _read_tokenizer(source, str(name))
-        model = _read_weights(source, str(name), family, DTYPES[dtype])
-    return LanguageModel(model.requires_grad_(False).to(where), tokenizer, name=str(name))
+        model = _read_weights(source, str(name), causal=causal, dtype=DTYPES[dtype], **spread)
+    model = model.requires_grad_(False)
+    return LanguageModel(model if where is None else model.to(where), tokenizer, name=str(name))
 
 
-def _device(device: str | torch.device) -> torch.device:
+def _spread(device: str | torch.device | Mapping[str, str | int], offload_folder: str | Path | None) -> dict[str, Any]:
+    """What transformers must be told to put a model on several devices; nothing for one device."""
+    if not isinstance(device, Mapping) and device != "balanced":
+        return {}
+    if find_spec("accelerate") is None:
+        raise ModelError("a model on several devices needs the package accelerate; pip install accelerate")
+    spread: dict[str, Any] = {"device_map": dict(device) if isinstance(device, Mapping) else device}
+    return spread if offload_folder is None else {**spread, "offload_folder": str(offload_folder)}
+
+
+def _device(device: Any) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -121,15 +143,33 @@ def _declared_tokenizer(folder: Path) -> Any:
     return settings.get("tokenizer_class") if isinstance(settings, dict) else None
 
 
-def _read_weights(source: str, name: str, family: Family, dtype: torch.dtype) -> Any:
+def _is_causal(model_type: str, name: str) -> bool:
+    """Whether to load a model of this type with a head that predicts the next token.
+
+    Raises:
+        ModelError: it is of no known family, and transformers has no such head for it.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    family = known_family(model_type)
+    if family is not None:
+        return family.has_causal_loss
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"no family for model type {model_type!r} of {name}, and transformers has no causal model of that type; "
+            f"known: {', '.join(model_types())}, and the residual stream of other causal models"
+        )
+    return True
+
+
+def _read_weights(source: str, name: str, *, causal: bool, **settings: Any) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM
 
-    loader = AutoModelForCausalLM if family.has_causal_loss else AutoModel
-    extra = {} if family.has_causal_loss else {"add_pooling_layer": False}
+    loader = AutoModelForCausalLM if causal else AutoModel
+    if not causal:
+        settings["add_pooling_layer"] = False
     try:
-        model, info = loader.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **extra
-        )
+        model, info = loader.from_pretrained(source, trust_remote_code=False, output_loading_info=True, **settings)
     except Exception as error:  # whatever transformers or safetensors makes of a damaged file
         raise _refused(name, "its weights", error) from error
     # transformers fills what is missing with random numbers and goes on; such a model must not pass for the real one.
@@ -137,7 +177,20 @@ def _read_weights(source: str, name: str, family: Family, dtype: torch.dtype) ->
     if missing:
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ModelError(f"the weights of {name} lack {len(missing)} tensors ({some}); the file is not of this model")
-    return model
+    return _text_part(model)
+
+
+def _text_part(model: Any) -> Any:
+    """The language model inside a Gemma 3 that also sees pictures; any other model as it is."""
+    if model.config.model_type != "gemma3":
+        return model
+    from transformers import Gemma3ForCausalLM
+
+    with torch.device("meta"):
+        text = Gemma3ForCausalLM(model.config.text_config)
+    text.model, text.lm_head = model.model.language_model, model.lm_head
+    text.generation_config = model.generation_config
+    return text
 
 
 def _refused(name: str, what: str, error: Exception) -> ModelError:
