@@ -4,6 +4,7 @@ from sparsight.codes import SparseCode
 from sparsight.coding.diagnostics import (
     OverlapComparison,
     SmallWeightPrecision,
+    SweepPoint,
     compare_span_overlap,
     duality_gap,
     interference_floor,
@@ -14,11 +15,13 @@ from sparsight.coding.diagnostics import (
     threshold_code,
     threshold_for_l0,
     threshold_over_floor,
+    threshold_sweep,
 )
 from sparsight.coding.fista import fista
 from sparsight.coding.gradient_pursuit import gradient_pursuit
 from sparsight.coding.kernels.choice import SearchMethod, kept_search
 from sparsight.coding.kernels.gram import GramTable
+from sparsight.coding.kernels.screening import Screening, ScreeningReport
 from sparsight.coding.matching_pursuit import matching_pursuit
 from sparsight.coding.orthogonal_matching_pursuit import orthogonal_matching_pursuit
 from sparsight.coding.refit import refit
@@ -27,9 +30,12 @@ from sparsight.coding.scale import fit_scale
 __all__ = [
     "GramTable",
     "OverlapComparison",
+    "Screening",
+    "ScreeningReport",
     "SearchMethod",
     "SmallWeightPrecision",
     "SparseCode",
+    "SweepPoint",
     "compare_span_overlap",
     "duality_gap",
     "fista",
@@ -47,4 +53,5 @@ __all__ = [
     "threshold_code",
     "threshold_for_l0",
     "threshold_over_floor",
+    "threshold_sweep",
 ]

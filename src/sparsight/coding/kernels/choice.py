@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparsight.coding.kernels.gram import GramSearch, GramTable, gram_block_rows
+from sparsight.coding.kernels.screening import ScreenedSearch, Screening
 from sparsight.coding.kernels.search import DenseSearch, Search, block_rows
 
-SearchMethod: TypeAlias = Literal["auto", "dense", "gram"] | GramTable
+SearchMethod: TypeAlias = Literal["auto", "dense", "gram"] | GramTable | Screening
 
 # Widest dictionary whose table is made without being asked for: 1.6 GB.
 LARGEST_AUTOMATIC_TABLE = 2**14
@@ -32,13 +33,19 @@ def blocks(
         atoms: Unit rows.
         k: Steps to come.
         search: `"dense"`: a product with all atoms in each step. `"gram"`: a `GramTable` made now. A `GramTable`: made
-            before, of these atoms. `"auto"`: a table where it pays for itself in this call. All choose the same atoms.
+            before, of these atoms. `"auto"`: a table where it pays for itself in this call. All these choose the same
+            atoms. A `Screening` does not: it is approximate, and reports what it did.
         nonnegative: Whether the largest inner product is best; else the largest magnitude.
         repeats: Whether an atom may be chosen again.
     Raises:
-        ValueError: the table is of other atoms.
+        ValueError: the table or the screening is of other atoms.
     """
     n_latents, d = atoms.shape
+    if isinstance(search, Screening):
+        search.check(atoms)
+        for block in torch.split(x, search.block_rows(k)):
+            yield block, ScreenedSearch(block, search, k, nonnegative=nonnegative, repeats=repeats)
+        return
     table: GramTable | None = None
     if isinstance(search, GramTable):
         search.check(atoms)
