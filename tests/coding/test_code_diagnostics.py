@@ -16,6 +16,7 @@ from sparsight.coding import (
     threshold_code,
     threshold_for_l0,
     threshold_over_floor,
+    threshold_sweep,
 )
 from sparsight.errors import UndefinedMetric
 
@@ -141,3 +142,28 @@ def test_thresholding_drops_what_lies_below_and_the_matched_threshold_meets_its_
 def test_wrong_arguments_of_diagnostics_are_refused(call):
     with pytest.raises(ValueError, match=r"tau|l0|fraction|d must|thresholds|n_latents"):
         call(code([[0, 1]], [[1, 1]], 4))
+
+
+def test_a_sweep_drops_the_smallest_values_first():
+    """Orthonormal atoms: dropping a value v costs v squared, and solving the others anew changes nothing."""
+    x = torch.tensor([[4, 1, 0, 0], [3, 2, 0, 0]], dtype=torch.float64)
+    exact = code([[0, 1], [0, 1]], [[4, 1], [3, 2]], 4)
+    whole, three, none = threshold_sweep(x, exact, torch.eye(4, dtype=torch.float64), [2, 1.5, 0])
+    variance = 2 * 0.25 + 2 * 0.25
+    assert (whole.threshold, whole.l0, whole.fvu) == (0, 2, 0)
+    assert whole.fvu_refitted == pytest.approx(0, abs=1e-20)
+    assert (three.l0, three.fvu, three.fvu_refitted) == pytest.approx((1.5, 1 / variance, 1 / variance))
+    assert 1 < three.threshold < 1.0001
+    assert (none.l0, none.fvu) == pytest.approx((0, 30 / variance))
+    with pytest.raises(UndefinedMetric, match="all equal"):
+        threshold_sweep(torch.ones(2, 4, dtype=torch.float64), exact, torch.eye(4, dtype=torch.float64), [1])
+
+
+def test_a_sweep_refits_what_is_left():
+    """Two atoms at 60 degrees: with one dropped, the other's best value is its inner product with the activation."""
+    atoms = torch.tensor([[1, 0], [0.5, math.sqrt(0.75)]], dtype=torch.float64)
+    weights = code([[0, 1], [0, 1]], [[2, 1], [1, 3]], 2)
+    (point,) = threshold_sweep(weights.decode(atoms), weights, atoms, [1])
+    variance = (weights.decode(atoms) - weights.decode(atoms).mean(0)).square().sum().item()
+    assert point.fvu == pytest.approx(2 / variance)
+    assert point.fvu_refitted == pytest.approx(2 * 0.75 / variance)

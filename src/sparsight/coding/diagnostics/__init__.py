@@ -11,10 +11,12 @@ from sparsight.coding.diagnostics.small_weights import (
     threshold_for_l0,
     threshold_over_floor,
 )
+from sparsight.coding.diagnostics.sweep import SweepPoint, threshold_sweep
 
 __all__ = [
     "OverlapComparison",
     "SmallWeightPrecision",
+    "SweepPoint",
     "compare_span_overlap",
     "duality_gap",
     "interference_floor",
@@ -25,4 +27,5 @@ __all__ = [
     "threshold_code",
     "threshold_for_l0",
     "threshold_over_floor",
+    "threshold_sweep",
 ]

@@ -107,7 +107,7 @@ class SmallSums:
 
 
 class SmallValues:
-    """All values in use, kept until the largest of each latent are known: 12 bytes for each value."""
+    """All values in use, kept until the percentiles of each latent are known: 17 bytes for each."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -120,7 +120,7 @@ class SmallValues:
         columns = (code.indices[used].int(), code.values[used].float(), documents, right[used])
         self._kept.append(tuple(column.cpu() for column in columns))  # type: ignore[arg-type]
 
-    def summed(self, documents: DocumentSums) -> SmallSums:
+    def summed(self) -> SmallSums:
         """Counts within each document."""
         latents, values, ids, right = (torch.cat(columns) for columns in zip(*self._kept, strict=True))
         sums = DocumentSums(3 + len(FRACTIONS))

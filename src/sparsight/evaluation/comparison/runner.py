@@ -118,7 +118,7 @@ class Runner:
     def record(self, estimator: Estimator, loss_added: Estimate | None) -> ArmRecord:
         """The row of the comparison."""
         documents = self.documents
-        small = self.small.summed(documents)
+        small = self.small.summed()
         return ArmRecord(
             arm=self.arm,
             k=self.k,
