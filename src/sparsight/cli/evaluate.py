@@ -10,7 +10,12 @@ from sparsight.cli import options
 
 def evaluate(
     dictionary: options.DictionaryFolder,
-    activations: options.Activations,
+    activations: Annotated[
+        list[Path],
+        typer.Option(
+            "--activations", help="Folder written by `sparsight harvest`. For a crosscoder of models, one for each."
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option("--model", help="For the loss added: name or folder. Default: the store's own model.")
     ] = None,
@@ -38,13 +43,25 @@ def evaluate(
     from sparsight.formats import load_dictionary
 
     measured = load_dictionary(dictionary).to(options.place(device))
-    store = ActivationStore(activations)
-    store.verify()
-    lm = options.model_for(store, model, no_model, device)
+    stores = [ActivationStore(folder) for folder in activations]
+    for store in stores:
+        store.verify()
+    store = stores[0]
+    lm = options.model_for(store, model, no_model or len(stores) > 1, device)
     result = evaluation.evaluate(
-        measured, store, model=lm, coder=coder, k=k, split=split, seed=seed, force=force, progress=not quiet
+        measured,
+        store if len(stores) == 1 else stores,
+        model=lm,
+        coder=coder,
+        k=k,
+        split=split,
+        seed=seed,
+        force=force,
+        progress=not quiet,
     )
     if report is not None:
+        if measured.places:
+            raise ValueError("--report shows dictionaries of one site; leave it out for a transcoder or a crosscoder")
         from sparsight.interpretation import write_dictionary_report
 
         write_dictionary_report(report, measured, store, lm, result, seed=seed, progress=not quiet)

@@ -1,6 +1,9 @@
 """`sparsight train`: stored activations in, a dictionary out."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,24 +15,47 @@ if TYPE_CHECKING:
 
 
 def train(
-    activations: options.Activations,
+    activations: Annotated[
+        list[Path],
+        typer.Option("--activations", help="Folder written by `sparsight harvest`. Repeat for a crosscoder of models."),
+    ],
     out: options.Out,
     latents: Annotated[int, typer.Option("--latents", help="Width of the dictionary.")],
     architecture: Annotated[
-        str, typer.Option("--architecture", help="'topk', 'jumprelu', 'pursuit', 'relu' or 'gated'.")
+        str,
+        typer.Option(
+            "--architecture",
+            help="'topk', 'batchtopk', 'matryoshka', 'jumprelu', 'pursuit', 'relu' or 'gated'; of several sites "
+            "'transcoder' or 'crosscoder'.",
+        ),
     ] = "topk",
     k: Annotated[
         int | None,
         typer.Option(
             "--k",
-            help="Latents active in a token: exactly (topk), at most (pursuit), or on average (jumprelu, relu, gated).",
+            help="Latents active in a token: exactly (topk), at most (pursuit, transcoder, crosscoder), or on average "
+            "(all others).",
         ),
     ] = None,
     l1: Annotated[
         float | None,
-        typer.Option("--l1", help="Weight of the penalty (relu, gated), in place of --k; 0.03 to 0.3 are usual."),
+        typer.Option(
+            "--l1", help="Weight of the penalty (relu, gated, crosscoder), in place of --k; 0.03 to 0.3 are usual."
+        ),
     ] = None,
-    site: Annotated[str | None, typer.Option("--site", help="Which site, when the store holds several.")] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", help="Inner prefixes (matryoshka), e.g. 64,256. Default: the width halved 4 times."),
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site",
+            help="Which site, when the store holds several. Twice for a transcoder (input, output), repeatedly for a "
+            "crosscoder.",
+        ),
+    ] = None,
+    skip: Annotated[bool, typer.Option("--skip", help="Transcoder: also learn an affine map past the code.")] = False,
     tokens: Annotated[
         int | None,
         typer.Option("--tokens", help="Activations to train on, repeats counted. Default: four times the store's."),
@@ -51,14 +77,23 @@ def train(
     from sparsight import training
     from sparsight.activations import ActivationStore
 
-    store = ActivationStore(activations)
-    store.verify()
-    config = _config(architecture, latents, k, l1)
-    n_tokens = tokens if tokens is not None else 4 * len(store)
+    stores = [ActivationStore(folder) for folder in activations]
+    for store in stores:
+        store.verify()
+    config = _Given(architecture, latents, k, l1, widths, skip).config()
+    sites = site[0] if site is not None and len(site) == 1 else site
+    n_tokens = tokens if tokens is not None else 4 * len(stores[0])
     given: dict[str, Any] = {} if lr is None else {"lr": lr}
     settings = training.Training(n_tokens=n_tokens, batch_size=batch_size, seed=seed, **given)
     [run] = training.train(
-        store, [config], settings, out=out, site=site, resume=resume, device=device, progress=not quiet
+        stores[0] if len(stores) == 1 else stores,
+        [config],
+        settings,
+        out=out,
+        site=sites,
+        resume=resume,
+        device=device,
+        progress=not quiet,
     )
     last = run.metrics[-1]
     if as_json:
@@ -70,25 +105,83 @@ def train(
         )
 
 
-def _config(architecture: str, latents: int, k: int | None, l1: float | None) -> "DictionaryConfig":
-    from sparsight.dictionaries import Gated, JumpReLU, Pursuit, ReLU, TopK
+def _architectures() -> "dict[str, Callable[[_Given], DictionaryConfig]]":
+    """How each architecture is configured from the options; a new one joins by one entry."""
+    from sparsight.dictionaries import (
+        BatchTopK,
+        Crosscoder,
+        Gated,
+        JumpReLU,
+        Matryoshka,
+        Pursuit,
+        ReLU,
+        TopK,
+        Transcoder,
+    )
 
-    if architecture in ("relu", "gated"):
-        if (k is None) == (l1 is None):
+    return {
+        "topk": lambda given: TopK(given.latents, given.needed_k()),
+        "batchtopk": lambda given: BatchTopK(given.latents, given.needed_k()),
+        "matryoshka": lambda given: Matryoshka(given.latents, given.needed_k(), given.prefixes()),
+        "jumprelu": lambda given: JumpReLU(given.latents, target_l0=float(given.needed_k())),
+        "pursuit": lambda given: Pursuit(given.latents, given.needed_k()),
+        "relu": lambda given: ReLU(given.latents, given.l1, target_l0=given.target()),
+        "gated": lambda given: Gated(given.latents, given.l1, target_l0=given.target()),
+        "transcoder": lambda given: Transcoder(given.latents, given.needed_k(), skip=given.skip),
+        "crosscoder": lambda given: Crosscoder(given.latents, given.k, l1=given.l1),
+    }
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The options that configure a dictionary, as they were typed."""
+
+    architecture: str
+    latents: int
+    k: int | None
+    l1: float | None
+    widths: str | None
+    skip: bool = False
+
+    def config(self) -> "DictionaryConfig":
+        known = _architectures()
+        if self.architecture not in known:
+            *names, last = (f"'{name}'" for name in known)
+            raise ValueError(f"--architecture must be {', '.join(names)} or {last}, got {self.architecture!r}")
+        if self.widths is not None and self.architecture != "matryoshka":
+            raise ValueError(f"--widths is a setting of matryoshka, got --architecture {self.architecture}")
+        if self.skip and self.architecture != "transcoder":
+            raise ValueError(f"--skip is a setting of a transcoder, got --architecture {self.architecture}")
+        return known[self.architecture](self)
+
+    def needed_k(self) -> int:
+        """`--k`, where there is no other way to set the sparsity."""
+        if self.l1 is not None:
             raise ValueError(
-                f"--architecture {architecture} needs either --k, the mean number of active latents to reach, "
+                f"--l1 is a setting of relu and gated, got --architecture {self.architecture}; give --k"
+            )
+        if self.k is None:
+            raise ValueError(
+                f"--architecture {self.architecture} needs --k, the latents active in a token; 16 to 64 are usual"
+            )
+        return self.k
+
+    def target(self) -> float | None:
+        """`--k` as an L0 to reach, if the penalty has no given weight."""
+        if (self.k is None) == (self.l1 is None):
+            raise ValueError(
+                f"--architecture {self.architecture} needs either --k, the mean number of active latents to reach, "
                 "or --l1, the weight of the penalty"
             )
-        target = None if k is None else float(k)
-        return (ReLU if architecture == "relu" else Gated)(latents, l1, target_l0=target)
-    if l1 is not None:
-        raise ValueError(f"--l1 is a setting of relu and gated, got --architecture {architecture}; give --k")
-    if k is None:
-        raise ValueError(f"--architecture {architecture} needs --k, the latents active in a token; 16 to 64 are usual")
-    if architecture == "topk":
-        return TopK(latents, k)
-    if architecture == "jumprelu":
-        return JumpReLU(latents, target_l0=float(k))
-    if architecture == "pursuit":
-        return Pursuit(latents, k)
-    raise ValueError(f"--architecture must be 'topk', 'jumprelu', 'pursuit', 'relu' or 'gated', got {architecture!r}")
+        return None if self.k is None else float(self.k)
+
+    def prefixes(self) -> tuple[int, ...]:
+        """`--widths`, or the whole width halved up to four times."""
+        if self.widths is None:
+            return tuple(self.latents >> halvings for halvings in (4, 3, 2, 1) if self.latents >> halvings)
+        try:
+            return tuple(int(width) for width in self.widths.split(","))
+        except ValueError:
+            raise ValueError(
+                f"--widths must be numbers with commas between, e.g. 64,256, got {self.widths!r}"
+            ) from None
