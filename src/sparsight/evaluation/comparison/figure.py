@@ -66,9 +66,9 @@ def plot(c: Comparison) -> "matplotlib.figure.Figure":
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     d = c.dictionary
+    which = "" if c.split == "given" else f" ({c.split})"
     figure.suptitle(
-        f"{d.architecture}, {d.n_latents} latents, {_short(c)}: {c.n_tokens:,} tokens ({c.split}), "
-        f"{c.level:.0%} intervals",
+        f"{d.architecture}, {d.n_latents} latents, {_short(c)}: {c.n_tokens:,} tokens{which}, {c.level:.0%} intervals",
         fontsize=11,
     )
     return figure
@@ -108,7 +108,7 @@ def _panel(axes: "matplotlib.axes.Axes", c: Comparison, reading: Reading, logari
             color=colour,
             marker=mark,
             linestyle=line,
-            markersize=5,
+            markersize=9 if mark == "*" else 5,
             linewidth=1.4,
             capsize=2.5,
         )
