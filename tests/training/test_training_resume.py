@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsight.activations import ActivationStream
-from sparsight.dictionaries import JumpReLU, Pursuit, TopK
+from sparsight.dictionaries import BatchTopK, JumpReLU, Matryoshka, Pursuit, TopK
 from sparsight.errors import TrainingError
 from sparsight.training import Run, Training, train
 from sparsight.training.interruption import held_back_interruptions
@@ -21,6 +21,8 @@ CONFIGS = [
     TopK(24, 3, dead_after=64, k_aux=4),
     JumpReLU(24, target_l0=3, dead_after=64, k_aux=4),
     Pursuit(24, 3, dead_after=64),
+    BatchTopK(24, 3, dead_after=64, k_aux=4, k_start=12, k_anneal=0.7),
+    Matryoshka(24, 3, sampled=3, dead_after=64, k_aux=4),
 ]
 SETTINGS = Training(n_tokens=40 * 32, batch_size=32, lr=0.01, log_every=4, checkpoint_every=7, normalization_tokens=64)
 

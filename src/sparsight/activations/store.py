@@ -194,6 +194,17 @@ class ActivationStore:
         context = np.searchsorted(self._view_start, rows, side="right") - 1
         return self._start[self._contexts[context]] + rows - self._view_start[context]
 
+    def locate(self, row: int) -> tuple[str, int]:
+        """File of the shard that holds a row of this view, and the row's number within the shard.
+
+        Raises:
+            IndexError: the row is outside the store.
+        """
+        _checked(torch.tensor([row]), len(self))
+        stored = int(self._stored_rows(np.array([row], np.int64))[0])
+        shard = int(np.searchsorted(self._shard_start, stored, side="right")) - 1
+        return self.record.shards[shard].file, stored - int(self._shard_start[shard])
+
     def _segments(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Neighbouring stored rows that make up rows [begin, end): place in the result, shard, from, to."""
         if begin == end:

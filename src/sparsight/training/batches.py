@@ -18,27 +18,47 @@ from sparsight.training.source import Activations, Sites, Source, open_source
 AnyNormalization = Normalization | JointNormalization
 
 
-def checked(x: Any, step: int, data: Source) -> Float[Tensor, "b d_in"]:
-    """The batch, if every value in it is finite.
+def checked(x: Any, step: int, source: Activations) -> Float[Tensor, "b d_in"]:
+    """The batch, if it is one and every value in it is finite.
 
     Raises:
+        ValueError: the stream gives several sites.
         TrainingError: a value is NaN or infinite; the row is named, in a store with its shard.
     """
-    assert isinstance(x, Tensor)
+    if not isinstance(x, Tensor):
+        raise ValueError("a stream to train on gives bare batches of one site; open it with that site, not with a list")
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
+        where = _first_in_store(source) or f"row {row} of batch {step} (row {step * len(x) + row} of the stream)"
         raise TrainingError(
-            f"activations must be finite, but row {row} of batch {step} (row {step * len(x) + row} of the stream) "
-            "holds NaN or infinity; verify the store, or harvest again in float32"
+            f"activations must be finite, but {where} holds NaN or infinity; verify the store, or harvest again in "
+            "float32"
         )
     return x
 
 
-def fit(data: Source, training: Training) -> AnyNormalization:
+def _first_in_store(source: Activations, rows: int = 1 << 16) -> str | None:
+    """The first row of a store that is not finite, looked for where a batch showed that there is one."""
+    if isinstance(source, Tensor) or not isinstance(source, ActivationStore | Sequence):
+        return None
+    for store in [source] if isinstance(source, ActivationStore) else source:
+        if not isinstance(store, ActivationStore):
+            return None
+        for site in store.sites:
+            for begin in range(0, len(store), rows):
+                x = store.rows(site, slice(begin, min(begin + rows, len(store))))
+                bad = (~torch.isfinite(x)).any(dim=1).nonzero()
+                if len(bad):
+                    file, row = store.locate(begin + int(bad[0]))
+                    return f"row {row} of {site} in shard {store.path / file}"
+    return None
+
+
+def fit(source: Activations, data: Source, training: Training) -> AnyNormalization:
     """Fit the normalisation on the first batches of the stream, and put it back to its start."""
     start = data.stream.state()
     n_batches = -(-min(training.normalization_tokens, training.n_tokens) // training.batch_size)
-    batches = (checked(next(data.stream), step, data) for step in range(n_batches))
+    batches = (checked(next(data.stream), step, source) for step in range(n_batches))
     several = len(data.widths) > 1
     normalization = fit_joint_normalization(batches, data.widths) if several else fit_normalization(batches)
     data.stream.restore(start)
@@ -64,7 +84,7 @@ class CalibrationBatches:
         training: Training,
         device: torch.device,
     ) -> None:
-        self.normalization, self.device = normalization, device
+        self.source, self.normalization, self.device = source, normalization, device
         self.data, kind = _calibration_source(source, site, data, training)
         rows = training.normalization_tokens
         if self.data.n_rows is not None:
@@ -77,7 +97,7 @@ class CalibrationBatches:
         start = stream.state()
         try:
             for step in range(self.n_batches):
-                yield self.normalization.apply(checked(next(stream), step, self.data).to(self.device))
+                yield self.normalization.apply(checked(next(stream), step, self.source).to(self.device))
         finally:
             stream.restore(start)
 

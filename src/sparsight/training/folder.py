@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sparsight.dictionaries import DictionaryConfig
 from sparsight.dictionaries.files import readable_os_errors, temporary
 from sparsight.dictionaries.record import RECORD_FILE
 from sparsight.errors import FormatError, TrainingError
+from sparsight.training.starting_point import StartingPoint
 
 PLAN_FILE = "training.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -29,21 +29,21 @@ def software_version() -> str:
     return version("sparsight")
 
 
-def run_names(configs: Sequence[DictionaryConfig]) -> list[str]:
+def run_names(starts: Sequence[StartingPoint]) -> list[str]:
     """Folder names: what each configuration calls itself; the second of one name gets `-2`, and so on.
 
     Raises:
         ValueError: there is no configuration, or two are equal.
     """
-    if not configs:
+    if not starts:
         raise ValueError("configs must name at least one dictionary to train, got none")
-    for i, config in enumerate(configs):
-        if config in configs[:i]:
-            raise ValueError(f"configs {configs.index(config)} and {i} are equal ({config}); drop one")
+    for i, start in enumerate(starts):
+        if start in starts[:i]:
+            raise ValueError(f"configs {starts.index(start)} and {i} are equal ({start.config}); drop one")
     names: list[str] = []
-    for config in configs:
-        earlier = sum(other.run_name == config.run_name for other in configs[: len(names)])
-        names.append(config.run_name if earlier == 0 else f"{config.run_name}-{earlier + 1}")
+    for start in starts:
+        earlier = sum(other.run_name == start.run_name for other in starts[: len(names)])
+        names.append(start.run_name if earlier == 0 else f"{start.run_name}-{earlier + 1}")
     return names
 
 

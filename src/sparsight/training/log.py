@@ -1,10 +1,14 @@
 """`metrics.jsonl`: one JSON object per line, whole lines only."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsight.errors import TrainingError
+from sparsight.training.checks import Warnings, show_warning
+from sparsight.training.folder import METRICS_FILE
+from sparsight.training.listeners import Listener
 from sparsight.training.member import Member
 from sparsight.training.objectives import Objective
 
@@ -54,6 +58,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, last_step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+        self.said = {text for line in kept for text in line.get("warnings", [])}
         self._file = path.open("w", encoding="utf-8")
         for line in kept:
             self.write(line)
@@ -64,3 +69,40 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+class RunLog:
+    """The metrics of all dictionaries of a run; listeners hear of the same lines.
+
+    A warning is written to the first line at which it holds, under `warnings`, and not again.
+
+    Args:
+        out: Folder of the run.
+        names: The dictionaries whose lines are written; empty where another process writes.
+        listeners: Given every new line.
+        last_step: Lines after this step are dropped.
+    """
+
+    def __init__(self, out: Path, names: Sequence[str], listeners: Sequence[Listener], last_step: int) -> None:
+        self._logs = {name: MetricsLog(out / name / METRICS_FILE, last_step) for name in names}
+        self._warnings = {name: Warnings(log.said) for name, log in self._logs.items()}
+        self._listeners = listeners
+        self._shown: set[str] = set()
+
+    def write(self, name: str, line: dict[str, Any], found: Sequence[str]) -> None:
+        """Write a line, with those of the warnings that are new."""
+        if name not in self._logs:
+            return
+        if fresh := self._warnings[name].new(found):
+            line = {**line, "warnings": fresh}
+        for text in fresh:
+            if text not in self._shown:  # what is wrong with the data is wrong for every dictionary
+                self._shown.add(text)
+                show_warning(f"{name}, step {line['step']}: {text}")
+        self._logs[name].write(line)
+        for listener in self._listeners:
+            listener.write(name, line)
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsight.errors import SparsightError
+from sparsight.training.settings import Training
 
 T = TypeVar("T")
 
@@ -64,6 +65,10 @@ class Processes:
         dist.all_reduce(counts, op=dist.ReduceOp.MAX)
         return counts > 0
 
+    def agree(self, flag: bool) -> bool:
+        """Whether the flag is set in at least one process."""
+        return flag if self.size == 1 else bool(self.any_(torch.tensor([flag])))
+
     def cat(self, shard: Tensor) -> Tensor:
         """The shards of all processes, equal in shape, one below the other in the order of the ranks."""
         if self.size == 1:
@@ -96,11 +101,29 @@ def current_processes() -> Processes:
     return Processes()
 
 
-def join_processes(device: torch.device) -> Processes:
-    """Meet the other processes that `torchrun` started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return current_processes()
+def join_processes(device: str) -> tuple[torch.device, Processes]:
+    """This process's device, and the other processes that `torchrun` started, if it did."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    place = torch.device(name)
+    if several and not dist.is_initialized():
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    return place, current_processes()
+
+
+def check_processes(processes: Processes, training: Training) -> None:
+    """Refuse what cannot be shared out evenly.
+
+    Raises:
+        ValueError: the batch has no equal shares.
+    """
+    if training.parallel == "data" and training.batch_size % processes.size:
+        raise ValueError(
+            f"batch_size={training.batch_size} cannot be shared out evenly among {processes.size} processes; make it a "
+            f"multiple of {processes.size}"
+        )
 
 
 @contextmanager
