@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
-from sparsight.dictionaries.blocks import code_where
-from sparsight.dictionaries.selection import block_rows
+from sparsight.dictionaries.selection import code_above
 from sparsight.dictionaries.topk import check_auxiliary
 
 
@@ -127,12 +126,7 @@ class JumpReLUDictionary(AbstractDictionary):
         return 1 / math.sqrt(self.d_in) if self.config.bandwidth is None else self.config.bandwidth
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
-        threshold = self.threshold
-        blocks = []
-        for rows in torch.split(x, block_rows(self.n_latents, x.device)):
-            pre = torch.addmm(self.b_enc, rows - self.b_dec, self.W_enc)
-            blocks.append(code_where(pre, pre > threshold))
-        return SparseCode.cat(blocks)
+        return code_above(x - self.b_dec, self.W_enc, self.b_enc, self.threshold)
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from sparsight.dictionaries import JumpReLU, JumpReLUDictionary
 from sparsight.dictionaries.jumprelu import jump, step
 from sparsight.training.objectives.terms import Objective, objective_of, revival, squared_error
+from sparsight.training.parallel.processes import over_batch
 
 # Weight of `(L0 / target - 1)^2`. The FVU pulls L0 away from its target; at weight 1 it moved a target far below the
 # data's own L0 by 16 %, at 4 by 3.5 %, with the same FVU where the target suits the data (docs/training.md).
@@ -40,6 +41,6 @@ def jumprelu_objective(
 def _penalty(config: JumpReLU, l0: Tensor) -> Tensor:
     """Linear in L0 with a given weight, or quadratic about a target."""
     if config.target_l0 is not None:
-        return TARGET_WEIGHT * (l0 / config.target_l0 - 1).square()
+        return TARGET_WEIGHT * (over_batch(l0) / config.target_l0 - 1).square()
     assert config.l0 is not None
     return config.l0 * l0

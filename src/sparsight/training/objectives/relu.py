@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparsight.dictionaries import ReLUDictionary
 from sparsight.training.objectives.terms import Objective, objective_of, revival, squared_error
+from sparsight.training.parallel.processes import over_batch
 
 # Values below this count as 0 where a power below 1 is taken: its slope there would be without bound.
 FLOOR = 1e-8
@@ -49,7 +50,8 @@ def _penalty(dictionary: ReLUDictionary, values: Tensor) -> Tensor:
     stage = int(dictionary.anneal_stage)
     now = sum_of_powers(values, config.power(stage))
     following = sum_of_powers(values.detach(), config.power(min(stage + 1, config.n_powers)))
-    dictionary.remember_penalties_(now.detach(), following)
+    # All processes of a run must match the weight alike.
+    dictionary.remember_penalties_(*over_batch(torch.stack([now.detach(), following])))
     return dictionary.anneal_factor * now
 
 
