@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
+from sparsight.dictionaries.blocks import code_where
 from sparsight.dictionaries.relu import FIRST_L1, check_l1, sparsity_name
-from sparsight.dictionaries.selection import block_rows, code_where
+from sparsight.dictionaries.selection import block_rows
 from sparsight.dictionaries.topk import check_auxiliary
 
 

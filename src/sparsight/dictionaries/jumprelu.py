@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
-from sparsight.dictionaries.selection import code_above
+from sparsight.dictionaries.threshold import code_above
 from sparsight.dictionaries.topk import check_auxiliary
 
 

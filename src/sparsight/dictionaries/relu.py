@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
-from sparsight.dictionaries.selection import block_rows, code_where
+from sparsight.dictionaries.blocks import code_where
+from sparsight.dictionaries.selection import block_rows
 from sparsight.dictionaries.topk import check_auxiliary
 
 # Where a controller of L0 starts: the coefficient in use at unit total variance, whatever the width of the site.
