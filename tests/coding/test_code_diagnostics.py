@@ -18,6 +18,7 @@ from sparsight.coding import (
     threshold_over_floor,
     threshold_sweep,
 )
+from sparsight.coding.diagnostics.overlap import _by_factor, _by_steps
 from sparsight.errors import UndefinedMetric
 
 
@@ -46,6 +47,23 @@ def test_empty_slots_neither_span_nor_overlap():
 def test_probes_are_projected_onto_the_spans_of_the_code():
     probed = span_overlap(code([[0, 1]], [[1, 1]], 4), ATOMS, probes=torch.tensor([[3, 2]]))
     torch.testing.assert_close(probed, torch.tensor([[0, SQUARE_ROOT_HALF]], dtype=torch.float64))
+
+
+def test_overlaps_by_one_factor_are_those_by_steps():
+    """Random rows with empty slots, probed and not; rows with dependent atoms are left to the steps."""
+    g = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(40, 12, generator=g, dtype=torch.float64), dim=1)
+    atoms[1] = atoms[0]
+    picks = torch.rand(50, 40, generator=g).argsort(dim=1)[:, :7]
+    picks[0, :3] = torch.tensor([0, 5, 1])
+    probes = torch.randint(40, (50, 7), generator=g)
+    chosen = atoms[picks] * (torch.rand(50, 7, generator=g) > 0.2).unsqueeze(2)
+    chosen[0, :3] = atoms[picks[0, :3]]
+    for probed in (chosen, atoms[probes]):
+        found, known = _by_factor(chosen, probed)
+        assert known.sum() > 40
+        assert not known[0]
+        torch.testing.assert_close(found[known], _by_steps(chosen, probed)[known], rtol=0, atol=1e-10)
 
 
 def test_the_comparison_averages_rows_from_their_second_atom_on():

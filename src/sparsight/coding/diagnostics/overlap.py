@@ -39,13 +39,41 @@ def span_overlap(
         block = slice(start, start + rows)
         chosen = atoms[code.indices[block]].double() * (code.values[block] != 0).unsqueeze(2)
         probed = chosen if probes is None else atoms[probes[block]].double()
-        basis = torch.zeros_like(chosen)
-        for t in range(code.k):
-            overlaps[block, t] = _projection(basis[:, :t], probed[:, t]).norm(dim=1).clamp_max(1).to(atoms.dtype)
-            outside = chosen[:, t] - _projection(basis[:, :t], chosen[:, t])
-            length = torch.linalg.vector_norm(outside, dim=1, keepdim=True)
-            # An atom inside the span adds no direction to it.
-            basis[:, t] = torch.where(length > 1e-7, outside / length.clamp_min(1e-300), 0)
+        found, known = _by_factor(chosen, probed)
+        if not bool(known.all()):
+            found[~known] = _by_steps(chosen[~known], probed[~known])
+        overlaps[block] = found.clamp_max(1).to(atoms.dtype)
+    return overlaps
+
+
+def _by_factor(
+    chosen: Float[Tensor, "b k d"], probed: Float[Tensor, "b k d"]
+) -> tuple[Float[Tensor, "b k"], Bool[Tensor, " b"]]:
+    """Overlaps from one Cholesky factor `L` of the atoms' Gram matrix, and the rows where it can be trusted.
+
+    `L^-1 D p` holds the coordinates of a probe `p` in the basis that orthogonalises the atoms in their order; the first
+    `t` of them span what the first `t` atoms do. Rows with nearly dependent atoms are left to others.
+    """
+    gram = torch.bmm(chosen, chosen.mT)
+    empty = torch.diagonal(gram, dim1=1, dim2=2) == 0
+    # An empty slot becomes a direction of its own, orthogonal to everything.
+    factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(empty.to(gram.dtype)))
+    known = (info == 0) & (torch.diagonal(factor, dim1=1, dim2=2) > 1e-3).all(dim=1)
+    factor = torch.where(known[:, None, None], factor, torch.eye(factor.shape[1], dtype=gram.dtype, device=gram.device))
+    coordinates = torch.linalg.solve_triangular(factor, torch.bmm(chosen, probed.mT), upper=False)
+    return coordinates.triu(1).norm(dim=1), known
+
+
+def _by_steps(chosen: Float[Tensor, "b k d"], probed: Float[Tensor, "b k d"]) -> Float[Tensor, "b k"]:
+    """Overlaps by orthogonalising one atom after the other; atoms may be dependent."""
+    overlaps = chosen.new_zeros(chosen.shape[:2])
+    basis = torch.zeros_like(chosen)
+    for t in range(chosen.shape[1]):
+        overlaps[:, t] = _projection(basis[:, :t], probed[:, t]).norm(dim=1)
+        outside = chosen[:, t] - _projection(basis[:, :t], chosen[:, t])
+        length = torch.linalg.vector_norm(outside, dim=1, keepdim=True)
+        # An atom inside the span adds no direction to it.
+        basis[:, t] = torch.where(length > 1e-7, outside / length.clamp_min(1e-300), 0)
     return overlaps
 
 
