@@ -7,7 +7,8 @@ from sparsight.evaluation.causal import RankDifference
 from sparsight.studies import Options, read_record, run_study
 from sparsight.studies.deciding import separate_difference
 from sparsight.studies.low_activations import _fewer
-from sparsight.studies.orthogonality_quirk import REFERENCE, _matters, _prevalence, _recall_gap
+from sparsight.studies.orthogonality_quirk import _matters, _prevalence, _recall_gap
+from sparsight.studies.orthogonality_quirk_shown import REFERENCE
 from sparsight.studies.pursuit_selects_better import _selection
 from sparsight.studies.record import UNDECIDED
 from sparsight.studies.without_autoencoders import _better, _recovers, _whose_codes

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sparsight.coding import SparseCode, small_weight_mass
-from sparsight.studies.low_activations import quarters, relative_values
-from sparsight.studies.orthogonality_quirk import row_overlaps, score_violation
+from sparsight.studies.low_activations_measured import quarters, relative_values
+from sparsight.studies.orthogonality_quirk_measured import row_overlaps, score_violation
 from sparsight.studies.planted import paired_atoms, random_atoms, tied_encoder
 from sparsight.studies.pursuit_selects_better import PLANTED_ARMS, SETTINGS, _arms
 from sparsight.studies.without_autoencoders import planted_rows

@@ -45,11 +45,8 @@ def _panel(axes: Any, panel: Panel) -> None:
     if panel.x_log:
         axes.set_xscale("log")
     if panel.y_log:
-        from matplotlib.ticker import LogFormatter
-
         axes.set_yscale("log")
-        # A log axis of less than a decade or so has few whole powers of ten: name what lies between.
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.6, 0.8)))
+        axes.yaxis.set_minor_formatter(_between_powers())
         axes.tick_params(axis="y", which="minor", labelsize=7)
     categories = list(dict.fromkeys(x for line in panel.lines for x in line.x if isinstance(x, str)))
     bars = [line for line in panel.lines if line.style == "bars"]
@@ -81,6 +78,17 @@ def _panel(axes: Any, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if sum(bool(line.name) for line in panel.lines) > 0:
         axes.legend(fontsize=7.5, frameon=False)
+
+
+def _between_powers() -> Any:
+    """Names values between powers of ten on an axis so short that it holds few whole ones."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    return Plain(minor_thresholds=(1.6, 0.8))
 
 
 def _bars(axes: Any, line: Line, positions: list[float], width: float, colour: str) -> None:

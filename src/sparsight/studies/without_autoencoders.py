@@ -40,7 +40,7 @@ class Plan:
     causal_tokens: int
 
 
-FULL = Plan(5, 100_000, 150_000, 250_000, 6, (8, 16, 32), 8_192, 400)
+FULL = Plan(5, 100_000, 150_000, 150_000, 3, (8, 16), 8_192, 300)
 FAST = Plan(2, 30_000, 30_000, 30_000, 3, (16,), 2_048, 100)
 
 
@@ -280,10 +280,10 @@ def _frontier_panel(frontier: Mapping[int, Any]) -> Panel:
     lines = []
     for name in next(iter(frontier.values()))["fvu"]:
         es = [Estimate(**f["fvu"][name]) for f in frontier.values()]
-        lines.append(Line(name=name, x=[f["l0"][name] for f in frontier.values()], y=[e.value for e in es],
+        lines.append(Line(name=name, x=[float(k) for k in frontier], y=[e.value for e in es],
                           low=[e.value if e.low is None else e.low for e in es],
                           high=[e.value if e.high is None else e.high for e in es]))  # fmt: skip
-    return Panel(title="held-out activations", x_label="L0", y_label="FVU", lines=lines, x_log=len(frontier) > 1,
+    return Panel(title="held-out activations", x_label="k", y_label="FVU", lines=lines, x_log=len(frontier) > 1,
                  y_log=True)  # fmt: skip
 
 
