@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsight.activations import ActivationStream
-from sparsight.dictionaries import BatchTopK, JumpReLU, Matryoshka, Pursuit, TopK
+from sparsight.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, Pursuit, ReLU, TopK
 from sparsight.errors import TrainingError
 from sparsight.training import Run, Training, train
 from sparsight.training.interruption import held_back_interruptions
@@ -76,6 +76,20 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     steps = [line["step"] for line in resumed[0].metrics]
     assert steps == [1, *range(4, 41, 4)]
     assert not (tmp_path / "parts" / "checkpoint.safetensors").exists()
+
+
+def test_the_controller_the_average_and_batches_in_parts_resume_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, ema=0.9, accumulate=3, sparsity_warmup=0.05)
+    configs = [ReLU(24, target_l0=3, dead_after=64), Gated(24, target_l0=3, dead_after=64), CONFIGS[0]]
+    whole = train(data(), configs, settings, out=tmp_path / "whole")
+    assert whole[0].metrics[-1]["gain"] != 1
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2 + 23)
+        with pytest.raises(KeyboardInterrupt):
+            train(data(), configs, settings, out=tmp_path / "parts")
+    assert_same(whole, train(data(), configs, settings, out=tmp_path / "parts", resume=True))
 
 
 def test_a_crash_resumes_from_the_last_checkpoint_to_the_same_bits(

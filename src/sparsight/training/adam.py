@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparsight.dictionaries import AbstractDictionary
+from sparsight.dictionaries import AbstractDictionary, TopKDictionary
 from sparsight.errors import TrainingError
 from sparsight.training.objectives import OBJECTIVES, Objective
-from sparsight.training.parallel.processes import current_processes, shared_batch
+from sparsight.training.parallel.latents import clip_sharded_, sharded_topk_objective
+from sparsight.training.parallel.processes import Processes, current_processes, shared_batch
 from sparsight.training.settings import Training
 from sparsight.training.whole_batch import agree_on, whole_batch
 
@@ -18,11 +19,14 @@ from sparsight.training.whole_batch import agree_on, whole_batch
 class AdamRule:
     """Steps of Adam down the architecture's objective; atoms keep their norm."""
 
-    def __init__(self, name: str, dictionary: AbstractDictionary, training: Training) -> None:
+    def __init__(
+        self, name: str, dictionary: AbstractDictionary, training: Training, shards: Processes | None = None
+    ) -> None:
         self.name = name
         self.dictionary = dictionary
         self.training = training
-        self.processes = current_processes()
+        self.shards = shards  # processes that hold the other latents
+        self.processes = current_processes() if shards is None else Processes()  # those that share the batch
         # Adam's floor must stay below the root mean square gradient of rare latents, about 1e-7 at unit variance.
         self.optimizer = torch.optim.Adam(
             _parameter_groups(dictionary), lr=training.lr, betas=training.betas, eps=1e-10, fused=True
@@ -56,11 +60,17 @@ class AdamRule:
                     stack.enter_context(shared_batch())
                 if self.training.precision == "bf16":
                     stack.enter_context(torch.autocast(x.device.type, torch.bfloat16))
-                objective = OBJECTIVES[type(self.dictionary)](self.dictionary, rows, dead, sparsity)
+                objective = self._objective(rows, dead, sparsity)
             (objective.loss * share).backward()  # type: ignore[no-untyped-call]
             parts.append(objective)
             shares.append(share)
         return whole_batch(parts, shares)
+
+    def _objective(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
+        if self.shards is None:
+            return OBJECTIVES[type(self.dictionary)](self.dictionary, x, dead, sparsity)
+        assert isinstance(self.dictionary, TopKDictionary)
+        return sharded_topk_objective(self.dictionary, x, dead, self.shards)
 
     def descend(self, loss: Float[Tensor, ""], lr: float) -> None:
         """One step down any loss of the dictionary's parameters, the same on all processes.
@@ -96,6 +106,8 @@ class AdamRule:
         assert atoms.grad is not None
         atoms.grad.addcmul_(atoms, (atoms.grad * atoms).sum(dim=1, keepdim=True), value=-1)
         limit = float("inf") if self.training.clip is None else self.training.clip
+        if self.shards is not None:
+            return clip_sharded_(self.dictionary, limit, self.shards)
         return torch.nn.utils.clip_grad_norm_(self.dictionary.parameters(), limit)
 
     def tensors(self) -> dict[str, Tensor]:

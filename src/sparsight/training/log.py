@@ -23,7 +23,7 @@ def metrics_line(
         "loss": float(objective.loss.detach()),
         "fvu": float(objective.parts["reconstruction"]),
         "l0": float(objective.l0),
-        "dead": float(member.dead.float().mean()),
+        "dead": member.dead_share(),
         "parts": {name: float(part) for name, part in objective.parts.items()},
         "lr": lr,
         "tokens_per_second": rate,

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, JumpReLU, PursuitDictionary
+from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, JumpReLU, PursuitDictionary, TopKDictionary
 from sparsight.training.adam import AdamRule
 from sparsight.training.controller import L0Controller
 from sparsight.training.ema import WeightAverage
 from sparsight.training.objectives import Objective
+from sparsight.training.parallel.latents import gathered, shard_of, sharded, whole_of
+from sparsight.training.parallel.processes import Processes, current_processes
 from sparsight.training.pursuit_rule import PursuitRule
 from sparsight.training.settings import Training
 
@@ -64,10 +66,13 @@ class Member:
         self.config: Any = config
         self.lr = training.lr
         build: Any = config.build  # some architectures take several widths
-        self.dictionary: AbstractDictionary = build(d_in, generator).to(device)
+        whole: AbstractDictionary = build(d_in, generator)
         if start is not None:
-            self.dictionary.load_state_dict(start.state_dict())
-        self.rule = _rule(name, self.dictionary, training)
+            whole.load_state_dict(start.state_dict())
+        processes = current_processes()
+        self.shards = processes if training.parallel == "latents" and processes.size > 1 else None
+        self.dictionary = (whole if self.shards is None else sharded(whole, self.shards)).to(device)
+        self.rule = _rule(name, self.dictionary, training, self.shards)
         self.controller = _controller(config, training)
         self.average = None if training.ema is None else WeightAverage(self.dictionary, training.ema)
         # Tokens since each latent was last active.
@@ -77,6 +82,13 @@ class Member:
     def dead(self) -> Bool[Tensor, " n_latents"]:
         after: int = self.config.dead_after
         return self.silent >= after
+
+    def dead_share(self) -> float:
+        """Fraction of the latents that are dead, of all processes' where they are cut into shards."""
+        share = self.dead.float().mean()
+        if self.shards is not None:
+            self.shards.mean_([share])
+        return float(share)
 
     def step(self, x: Float[Tensor, "b d_in"], lr: float, sparsity: float, progress: float = 0.0) -> Objective:
         """One step of the rule; atoms keep their norm.
@@ -104,6 +116,9 @@ class Member:
         if self.average is not None:
             self.average.apply_()
         self.dictionary.schedule_(1.0)
+        if self.shards is not None:
+            assert isinstance(self.dictionary, TopKDictionary)
+            return gathered(self.dictionary, self.shards).requires_grad_(False)
         return self.dictionary.requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -112,10 +127,14 @@ class Member:
         tensors |= {f"{self.name}/{name}": p.data for name, p in self.dictionary.named_parameters()}
         for part, owner in self._owners():
             tensors |= {f"{self.name}/{part}/{name}": tensor for name, tensor in owner.tensors().items()}
+        if self.shards is not None:
+            tensors = {name: whole_of(name, tensor, self.shards) for name, tensor in tensors.items()}
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` of the same configuration returned, bit for bit."""
+        if self.shards is not None:
+            tensors = {name: shard_of(name, tensor, self.shards) for name, tensor in tensors.items()}
         self.silent.copy_(tensors[f"{self.name}/silent"])
         for name, parameter in self.dictionary.named_parameters():
             parameter.data.copy_(tensors[f"{self.name}/{name}"])
@@ -141,8 +160,8 @@ def _controller(config: Any, training: Training) -> L0Controller | None:
     return L0Controller(float(target), training.n_steps)
 
 
-def _rule(name: str, dictionary: AbstractDictionary, training: Training) -> Rule:
+def _rule(name: str, dictionary: AbstractDictionary, training: Training, shards: Processes | None) -> Rule:
     """Pursuit has no differentiable objective of its own; all else descends one."""
     if isinstance(dictionary, PursuitDictionary):
         return PursuitRule(name, dictionary, training)
-    return AdamRule(name, dictionary, training)
+    return AdamRule(name, dictionary, training, shards)

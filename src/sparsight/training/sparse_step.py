@@ -94,7 +94,7 @@ def sparse_top_k(
             values = values.relu()
         tokens = torch.arange(len(x), device=x.device).repeat_interleave(k)
         slots = Slots(tokens, latents.flatten(), values.flatten(), len(x))
-    return _decode(x, W_enc, b_enc, atoms, b_dec, slots, tokens, len(x), rectify) + b_dec, values, latents
+    return decode_slots(x, W_enc, b_enc, atoms, b_dec, slots, tokens, len(x), rectify) + b_dec, values, latents
 
 
 def sparse_batch_top_k(
@@ -117,7 +117,7 @@ def sparse_batch_top_k(
         Reconstruction (differentiable) and the active latents (not differentiable).
     """
     slots = batch_top_k_latents(x - b_dec, W_enc, b_enc, n_kept)
-    return _decode(x, W_enc, b_enc, atoms, b_dec, slots, slots.tokens, len(x), False) + b_dec, slots
+    return decode_slots(x, W_enc, b_enc, atoms, b_dec, slots, slots.tokens, len(x), False) + b_dec, slots
 
 
 def sparse_prefixes(
@@ -145,11 +145,11 @@ def sparse_prefixes(
     order = group.argsort(stable=True)
     grouped = Slots(slots.tokens[order], slots.latents[order], slots.values[order], len(x))
     bags = group[order] * len(x) + grouped.tokens
-    parts = _decode(x, W_enc, b_enc, atoms, b_dec, grouped, bags, len(widths) * len(x), False)
+    parts = decode_slots(x, W_enc, b_enc, atoms, b_dec, grouped, bags, len(widths) * len(x), False)
     return parts.view(len(widths), len(x), -1).cumsum(dim=0) + b_dec, slots
 
 
-def _decode(
+def decode_slots(
     x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparsight.training.parallel.processes import over_batch
 from sparsight.training.sparse_step import sparse_top_k
 
 
@@ -66,6 +67,6 @@ def revival(
     else:
         no_offset = torch.zeros_like(dictionary.b_dec)
         explained, _, _ = sparse_top_k(centred, W_enc, b_enc, atoms, no_offset, k=k, rectify=False)
-    variance = (residual - residual.mean(dim=0)).square().sum()
+    variance = over_batch((residual - over_batch(residual.mean(dim=0))).square().sum())
     # An exact reconstruction leaves nothing to explain: 0 / tiny = 0.
     return (residual - explained).square().sum() / variance.clamp_min(torch.finfo(x.dtype).tiny)
