@@ -11,6 +11,7 @@ import typer
 from sparsight.cli import options
 
 if TYPE_CHECKING:
+    from sparsight.activations import ActivationStore
     from sparsight.dictionaries import DictionaryConfig
 
 
@@ -22,13 +23,25 @@ def train(
     out: options.Out,
     latents: Annotated[int, typer.Option("--latents", help="Width of the dictionary.")],
     architecture: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--architecture",
             help="'topk', 'batchtopk', 'matryoshka', 'jumprelu', 'pursuit', 'relu' or 'gated'; of several sites "
-            "'transcoder' or 'crosscoder'.",
+            "'transcoder' or 'crosscoder'. Default: topk, or the preset's.",
         ),
-    ] = "topk",
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Another project's definition and schedule: 'anthropic-april-2024', 'gemma-scope', 'openai-topk', "
+            "'saelens', 'dictionary-learning' or 'sparsify'.",
+        ),
+    ] = None,
+    coefficient: Annotated[
+        float | None,
+        typer.Option("--coefficient", help="Of the preset's penalty, in that project's units. Default: the project's."),
+    ] = None,
     k: Annotated[
         int | None,
         typer.Option(
@@ -60,7 +73,9 @@ def train(
         int | None,
         typer.Option("--tokens", help="Activations to train on, repeats counted. Default: four times the store's."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Activations in one step.")] = 2048,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Activations in one step. Default: 2048, or the preset's.")
+    ] = None,
     lr: Annotated[
         float | None, typer.Option("--lr", help="Peak learning rate of Adam. Default: the architecture's.")
     ] = None,
@@ -76,15 +91,24 @@ def train(
     """
     from sparsight import training
     from sparsight.activations import ActivationStore
+    from sparsight.training import presets
 
     stores = [ActivationStore(folder) for folder in activations]
     for store in stores:
         store.verify()
-    config = _Given(architecture, latents, k, l1, widths, skip).config()
     sites = site[0] if site is not None and len(site) == 1 else site
     n_tokens = tokens if tokens is not None else 4 * len(stores[0])
-    given: dict[str, Any] = {} if lr is None else {"lr": lr}
-    settings = training.Training(n_tokens=n_tokens, batch_size=batch_size, seed=seed, **given)
+    chosen: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    given = _Given(architecture or "topk", latents, k, l1, widths, skip)
+    if preset is not None:
+        config = _preset_config(preset, architecture, given, coefficient, stores, sites)
+        settings = presets.preset(preset).training(n_tokens, latents, **chosen)
+    elif coefficient is not None:
+        raise ValueError("--coefficient is in the units of a preset: give --preset too, or --l1 in our own units")
+    else:
+        config = given.config()
+        settings = training.Training(n_tokens=n_tokens, **chosen)
     [run] = training.train(
         stores[0] if len(stores) == 1 else stores,
         [config],
@@ -103,6 +127,43 @@ def train(
             f"{run.folder}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} "
             f"in the last batch of {last['tokens']:,} training tokens"
         )
+
+
+def _preset_config(
+    name: str,
+    architecture: str | None,
+    given: "_Given",
+    coefficient: float | None,
+    stores: "list[ActivationStore]",
+    site: str | list[str] | None,
+) -> "DictionaryConfig":
+    """Our configuration of a preset's definition, its coefficient converted for these activations."""
+    from sparsight.training.presets import preset
+
+    chosen = preset(name)
+    kind = chosen.definition(architecture).config.architecture
+    if given.l1 is not None:
+        raise ValueError("--l1 is in our own units; with --preset give --coefficient in the project's, or --k")
+    if len(stores) > 1 or isinstance(site, list):
+        raise ValueError("a preset is of one site of one store; name one with --site")
+    known = [str(one) for one in stores[0].sites]
+    if site is None and len(known) > 1:
+        raise ValueError(f"the store holds {', '.join(known)}; choose one with --site")
+    part = stores[0].split("train")
+    rows = part.rows(site or known[0], slice(0, min(len(part), 65_536)))
+    fields: dict[str, Any] = {}
+    if given.k is not None:
+        fields = {"k": given.k} if "topk" in kind or kind == "matryoshka" else {"target_l0": float(given.k)}
+    if kind == "matryoshka":
+        fields["widths"] = given.prefixes()
+    return chosen.config(
+        given.latents,
+        rows.shape[1],
+        architecture=architecture,
+        coefficient=coefficient,
+        norm_ratio=chosen.norm_ratio(rows),
+        **fields,
+    )
 
 
 def _architectures() -> "dict[str, Callable[[_Given], DictionaryConfig]]":
@@ -157,9 +218,7 @@ class _Given:
     def needed_k(self) -> int:
         """`--k`, where there is no other way to set the sparsity."""
         if self.l1 is not None:
-            raise ValueError(
-                f"--l1 is a setting of relu and gated, got --architecture {self.architecture}; give --k"
-            )
+            raise ValueError(f"--l1 is a setting of relu and gated, got --architecture {self.architecture}; give --k")
         if self.k is None:
             raise ValueError(
                 f"--architecture {self.architecture} needs --k, the latents active in a token; 16 to 64 are usual"
