@@ -16,6 +16,7 @@ from sparsight.evaluation.loss import LossAdded
 from sparsight.evaluation.record import Estimate, Evaluation
 from sparsight.evaluation.recovery import CodeRecovery, Recovery, recovery
 from sparsight.evaluation.shrinkage import Shrinkage, ShrinkageSums, shrinkage
+from sparsight.evaluation.shrinkage_profile import GroupedShrinkageSums, ValueProfile, norm_deciles, norm_group
 from sparsight.evaluation.splice import loss_added
 
 __all__ = [
@@ -39,12 +40,14 @@ __all__ = [
     "Fvu",
     "FvuTokenMean",
     "FvuUncentred",
+    "GroupedShrinkageSums",
     "Interval",
     "LossAdded",
     "Recovery",
     "Shrinkage",
     "ShrinkageSums",
     "SparseColumns",
+    "ValueProfile",
     "best_latents",
     "bootstrap",
     "causal_prediction",
@@ -53,6 +56,8 @@ __all__ = [
     "features",
     "loss_added",
     "metrics",
+    "norm_deciles",
+    "norm_group",
     "paired_difference",
     "recovery",
     "shrinkage",

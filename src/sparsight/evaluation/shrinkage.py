@@ -90,7 +90,7 @@ class ShrinkageSums:
     @property
     def value(self) -> Shrinkage:
         """The family about the origin. Raises as `about` does."""
-        return _family(self.sum_x_sq, self.sum_x_hat_sq, self.sum_dot)
+        return family_of(self.sum_x_sq, self.sum_x_hat_sq, self.sum_dot)
 
     def about(self, centre: Float[Tensor, " d_in"]) -> Shrinkage:
         """The family of `x - centre` and `x_hat - centre`.
@@ -103,14 +103,14 @@ class ShrinkageSums:
         c = centre.double().to(self.sum_x.device)
         length = self.n * c.square().sum().item()
         along_x, along_x_hat = (c @ self.sum_x).item(), (c @ self.sum_x_hat).item()
-        return _family(
+        return family_of(
             self.sum_x_sq - 2 * along_x + length,
             self.sum_x_hat_sq - 2 * along_x_hat + length,
             self.sum_dot - along_x - along_x_hat + length,
         )
 
 
-def _family(a: float, h: float, c: float) -> Shrinkage:
+def family_of(a: float, h: float, c: float) -> Shrinkage:
     """The family from the three second moments (or their sums over tokens: only ratios enter)."""
     if a <= 0 or h <= 0 or c == 0:
         raise UndefinedMetric(
