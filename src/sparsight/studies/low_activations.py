@@ -69,6 +69,7 @@ def run(work: Work) -> Findings:
             "lower bound.",
             "On planted data all coders get the true atoms; the encoder is linear and tied, not trained.",
         ],
+            "A label that holds at one token may make a latent right at the next: a lower bound on precision.",
     )  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def _method(plan: Plan, labelled: bool) -> list[str]:
         "The size of a value is its ratio to the 99th percentile of its own latent's values.",
         "Thresholds: positive pre-activations above one threshold, set on training documents for a mean L0 of k.",
         "Differences between coders use the ends of two separate intervals, which is too wide, not too narrow.",
-        "Decided by, fixed beforehand: the weakest quarter's precision less chance; the share of values below "
+        "Decided by: the weakest quarter's precision less chance; the share of values below "
         "0.1, pursuit "
         "less encoder; FVU of thresholded less pursuit; each must lie on one side of 0 in every case.",
     ]
