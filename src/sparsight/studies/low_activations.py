@@ -70,8 +70,8 @@ def run(work: Work) -> Findings:
             "On planted data all coders get the true atoms; the encoder is linear and tied, not trained.",
         ],
         notes=[
-            "The comparison token by token was added after a short run had been seen: there the threshold, free to spend "
-            "more latents on some tokens, had beaten pursuit on the JumpReLU dictionary.",
+            "The comparison token by token was added after a short run had been seen: there the threshold, free to "
+            "spend more latents on some tokens, had beaten pursuit on the JumpReLU dictionary.",
         ],
     )  # fmt: skip
 
