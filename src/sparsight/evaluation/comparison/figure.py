@@ -53,7 +53,7 @@ def plot(c: Comparison) -> "matplotlib.figure.Figure":
         ("Atoms' overlap with the span of earlier ones", "overlap less random atoms'", _overlap, False),
     ]
     shown = [panel for panel in panels if any(panel[2](arm) is not None for arm in c.arms)]
-    columns = 1 if len(shown) == 1 else 2
+    columns = {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(1.5 + 4.6 * columns, 1.2 + 3.3 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -64,7 +64,7 @@ def plot(c: Comparison) -> "matplotlib.figure.Figure":
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False, fontsize=9)
     d = c.dictionary
     which = "" if c.split == "given" else f" ({c.split})"
     figure.suptitle(
