@@ -53,7 +53,7 @@ def fista(
     prices = prices.unsqueeze(1) / scale
     bound = largest_eigenvalue(atoms)
     codes = []
-    rows = max(1, block_rows(atoms.shape[0], atoms.shape[1], 1, x.element_size()) // 4)
+    rows = max(1, block_rows(atoms.shape[0], atoms.shape[1], 1, x.element_size(), x.device) // 4)
     for start in range(0, x.shape[0], rows):
         block = slice(start, start + rows)
         dense = _solve(scaled[block], atoms, prices[block], bound, nonnegative, max_steps, gap)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding.arguments import balanced, check_arrays
-from sparsight.coding.kernels.search import BLOCK_BYTES
+from sparsight.coding.kernels.search import block_bytes
 from sparsight.coding.nonnegative_least_squares import least_squares, nonnegative_least_squares
 
 
@@ -46,7 +46,7 @@ def refit(
     indices = support.clamp_min(0)
     scaled, scale = balanced(x)
     values = torch.zeros(support.shape, dtype=x.dtype, device=x.device)
-    rows = max(1, BLOCK_BYTES // (max(k, 1) * max(k, d) * 8))
+    rows = max(1, block_bytes(x.device) // (max(k, 1) * max(k, d) * 8))
     for start in range(0, x.shape[0], rows):
         block = slice(start, start + rows)
         part = indices[block]

@@ -53,10 +53,10 @@ def blocks(
     elif search == "gram" or (search == "auto" and _pays(atoms, len(x), k)):
         table = GramTable(atoms)
     if table is None:
-        for block in torch.split(x, block_rows(n_latents, d, k, x.element_size())):
+        for block in torch.split(x, block_rows(n_latents, d, k, x.element_size(), x.device)):
             yield block, DenseSearch(block, atoms, k, nonnegative=nonnegative, repeats=repeats)
     else:
-        for block in torch.split(x, gram_block_rows(n_latents, x.element_size())):
+        for block in torch.split(x, gram_block_rows(n_latents, x)):
             yield block, GramSearch(block, table, k, nonnegative=nonnegative, repeats=repeats)
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Float16, Float32, Int64
 from torch import Tensor
 
 from sparsight.codes import SparseCode
-from sparsight.coding.kernels.search import BLOCK_BYTES, Search
+from sparsight.coding.kernels.search import Search, block_bytes
 
 # Atoms whose scores are first looked at together, by their maximum.
 GROUP = 64
@@ -291,6 +291,7 @@ def _weighted_rows(
     return torch.nn.functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
 
 
-def gram_block_rows(n_latents: int, itemsize: int) -> int:
+def gram_block_rows(n_latents: int, like: Float[Tensor, "..."]) -> int:
     """Rows in a block so that the scores of all its atoms, true at the start and kept, stay in the cache."""
-    return max(1, min(2 * BLOCK_BYTES // (n_latents * (itemsize + 6)), 1024))
+    most = 1024 if like.device.type == "cpu" else 2**16
+    return max(1, min(2 * block_bytes(like.device) // (n_latents * (like.element_size() + 6)), most))

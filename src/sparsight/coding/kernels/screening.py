@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsight.coding.arguments import rounding_floor
 from sparsight.coding.kernels.gram import LONGEST_ATOM, GramTable
-from sparsight.coding.kernels.search import BLOCK_BYTES, ChosenAtoms, Search
+from sparsight.coding.kernels.search import ChosenAtoms, Search, block_bytes
 
 # Atoms that are first looked at together, by their maximum, when candidates are sought.
 GROUP = 16
@@ -105,7 +105,8 @@ class Screening:
         """Rows in a block so that what is kept of them stays near the cache."""
         n_latents, d = self.atoms.shape
         kept = max(k, 1) * d if self.table is not None else (max(k, 1) + self.candidates) * d
-        return max(1, min(2 * BLOCK_BYTES // (kept * self.atoms.element_size()), BLOCK_BYTES // (4 * n_latents), 4096))
+        room = block_bytes(self.atoms.device)
+        return max(1, min(2 * room // (kept * self.atoms.element_size()), room // (4 * n_latents), 2**16))
 
 
 class ScreenedSearch(Search):

@@ -6,8 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-# Bytes of transient scores that one block of rows may take; beyond the last-level cache larger blocks only cost memory.
+from sparsight.coding.kernels.best_atom import best_atom
+
+# Bytes of transient scores that one block of rows may take on a CPU: beyond the last-level cache larger blocks only
+# cost memory. A GPU wants many rows at once.
 BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES_GPU = 2**30
 
 
 class Search(ABC):
@@ -91,12 +95,8 @@ class DenseSearch(Search):
         gram: Float[Tensor, "b t t"] | None,
         alive: Bool[Tensor, " b"],
     ) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
-        scores = self.chosen.residual(values) @ self.atoms.T
-        ranked = scores if self.nonnegative else scores.abs()
-        if not self.repeats:
-            ranked.scatter_(1, indices, -torch.inf)
-        index = ranked.argmax(dim=1)
-        return index, scores.gather(1, index.unsqueeze(1)).squeeze(1)
+        taken = indices[:, :0] if self.repeats else indices
+        return best_atom(self.chosen.residual(values), self.atoms, taken, nonnegative=self.nonnegative)
 
     def add(
         self, indices: Int64[Tensor, "b t"], chosen: Int64[Tensor, " b"]
@@ -104,8 +104,15 @@ class DenseSearch(Search):
         return self.chosen.add(indices.shape[1], chosen)
 
 
-def block_rows(n_latents: int, d: int, k: int, itemsize: int) -> int:
-    """Rows in a block so that its scores stay within `BLOCK_BYTES`, and its chosen atoms within twice that."""
-    by_scores = BLOCK_BYTES // (n_latents * itemsize)
-    by_atoms = 2 * BLOCK_BYTES // (max(k, 1) * d * itemsize)
-    return max(1, min(by_scores, by_atoms, 4096))
+def block_bytes(device: torch.device) -> int:
+    """What one block of rows may take of a device's memory."""
+    return BLOCK_BYTES if device.type == "cpu" else BLOCK_BYTES_GPU
+
+
+def block_rows(n_latents: int, d: int, k: int, itemsize: int, device: torch.device | None = None) -> int:
+    """Rows in a block so that its scores stay within `block_bytes`, and its chosen atoms within twice that."""
+    device = device or torch.device("cpu")
+    room = block_bytes(device)
+    by_scores = room // (n_latents * itemsize)
+    by_atoms = 2 * room // (max(k, 1) * d * itemsize)
+    return max(1, min(by_scores, by_atoms, 4096 if device.type == "cpu" else 2**16))
