@@ -8,6 +8,11 @@ is timed, the fast search is held against the dense one, row by row. Rounds are 
 round times every contender once, and a ratio is the median over rounds of two times of the same round; so a machine
 that others use disturbs all alike. `--clock cpu` counts processor time instead of the wall's, for such machines.
 
+Approximate searches are timed last, with the share of their choices that they proved and their loss beside the exact
+search's on the same signals. SPAMS makes its Gram matrix in every call, so its rate depends on how many signals a call
+gets: it is timed with `--signals` and, once, with `--long-call`; so is our table made in the call. `--refit` times
+least squares on given supports at k = 64.
+
 A peer that is not installed is skipped and named. `--peers FOLDER` also looks in the folders inside FOLDER, made by
 `pip install --no-deps --target FOLDER/NAME NAME`, which leaves torch alone.
 """
@@ -32,10 +37,12 @@ from torch import Tensor
 
 from sparsight.coding import (
     GramTable,
+    Screening,
     SparseCode,
     gradient_pursuit,
     matching_pursuit,
     orthogonal_matching_pursuit,
+    refit,
 )
 
 SIZES = {"XS": (128, 1024, 16), "S": (512, 4096, 32), "M": (768, 16384, 32)}
@@ -183,6 +190,43 @@ def contenders(atoms: Tensor, table: GramTable, k: int, n: int, threads: int) ->
     return found, missing
 
 
+def screened(atoms: Tensor, table: GramTable, k: int, n: int) -> tuple[list[Contender], dict[str, Screening]]:
+    """Approximate searches of several sizes; each keeps count of what it did."""
+    searches = {
+        "approximate, 64 candidates, 4 scans": Screening(atoms, candidates=64, scans=4, table=table),
+        "approximate, 128 candidates, 3 scans": Screening(atoms, candidates=128, scans=3, table=table),
+        "approximate, 64 and 4, no table": Screening(atoms, candidates=64, scans=4),
+    }
+
+    def contender(name: str) -> Contender:
+        return Contender(name, lambda x: gradient_pursuit(x, atoms, k, search=searches[name]), n)
+
+    return [contender(name) for name in searches], searches
+
+
+def long_call(
+    name: str, run: Callable[[Tensor], Tensor | SparseCode], x: Tensor, n: int, clock: Callable[[], float]
+) -> tuple[str, float]:
+    """Signals per second of one call with many signals."""
+    signals = x.repeat(-(-n // len(x)), 1)[:n]
+    started = clock()
+    run(signals)
+    return name, n / (clock() - started)
+
+
+def time_refit(clock: Callable[[], float], rounds: int) -> None:
+    """Non-negative least squares on the 64 atoms nearest to each signal: milliseconds for a row."""
+    for d in (384, 768):
+        x, atoms, _ = planted(d, 6144, 32, 512)
+        support = (x @ atoms.T).topk(64, dim=1).indices
+        times = []
+        for _ in range(rounds):
+            started = clock()
+            refit(x, atoms, support)
+            times.append((clock() - started) / len(x))
+        print(f"refit, non-negative, k=64, d={d}: {1e3 * statistics.median(times):.3f} ms per row")
+
+
 def check(x: Tensor, atoms: Tensor, table: GramTable, k: int) -> None:
     """The fast search must give the dense one's codes, up to ties in float32."""
     for coder in (gradient_pursuit, orthogonal_matching_pursuit, matching_pursuit):
@@ -229,6 +273,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--peers", type=Path, help="folder of folders with peers installed by pip --target")
+    parser.add_argument("--long-call", type=int, default=0, help="signals of one long call, for what repays its table")
+    parser.add_argument("--refit", action="store_true", help="also time least squares on given supports")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -239,6 +285,8 @@ def main() -> None:
     table = GramTable(atoms)
     check(x[:128], atoms, table, k)
     found, missing = contenders(atoms, table, k, arguments.signals, arguments.threads)
+    approximate, searches = screened(atoms, table, k, arguments.signals)
+    found += approximate
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     rows = measure(found, x, atoms, support, arguments.rounds, clock)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
@@ -250,11 +298,26 @@ def main() -> None:
             f"{row.name:42s} {row.signals:8d} {row.signals_per_second:11.0f} {row.ratio:7.2f} "
             f"{row.fvu:7.4f} {row.recall:7.3f}"
         )
+    for name, search in searches.items():
+        report = search.report()
+        exact = next(row for row in rows if row.name == "gradient pursuit, table kept")
+        worse = next(row for row in rows if row.name == name).fvu / exact.fvu - 1
+        print(f"{name}: {report.proven_share:.1%} of {report.choices} choices proven exact; FVU {worse:+.2%} of exact")
+    long_calls = {}
+    for contender in found if arguments.long_call else []:
+        if contender.name in ("gradient pursuit, table made in the call", "SPAMS omp, signed"):
+            name, rate = long_call(contender.name, contender.run, x, arguments.long_call, clock)
+            long_calls[name] = rate
+            print(f"{name}: {rate:.0f} per second in one call of {arguments.long_call}")
+    if arguments.refit:
+        time_refit(clock, arguments.rounds)
     for name, reason in missing.items():
         print(f"{name:42s} skipped: {reason}")
     if arguments.out:
         figures = {"setting": setting, "clock": arguments.clock, "machine": machine, "missing": missing}
         figures["rows"] = [asdict(row) for row in rows]
+        figures["approximate"] = {name: asdict(search.report()) for name, search in searches.items()}
+        figures["long_calls"] = {"signals": arguments.long_call, **long_calls}
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
