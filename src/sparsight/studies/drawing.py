@@ -42,6 +42,8 @@ def write_drawing(panels: list[Panel], title: str, folder: Path) -> None:
 
 
 def _panel(axes: Any, panel: Panel) -> None:
+    from matplotlib.ticker import NullLocator
+
     if panel.x_log:
         axes.set_xscale("log")
     if panel.y_log:
@@ -69,7 +71,7 @@ def _panel(axes: Any, panel: Panel) -> None:
         ticks = sorted({float(x) for line in panel.lines for x in line.x})
         if len(ticks) <= 8:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-            axes.minorticks_off()
+            axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.set_ylabel(panel.y_label, fontsize=9)
@@ -77,7 +79,7 @@ def _panel(axes: Any, panel: Panel) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if sum(bool(line.name) for line in panel.lines) > 0:
-        axes.legend(fontsize=7.5, frameon=False)
+        axes.legend(fontsize=7.5, framealpha=0.8, edgecolor="none")
 
 
 def _between_powers() -> Any:
