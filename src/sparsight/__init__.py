@@ -42,7 +42,10 @@ _PUBLIC = {
     "TopK": "sparsight.dictionaries",
     "Transcoder": "sparsight.dictionaries",
     "load_dictionary": "sparsight.formats",
+    "FineTune": "sparsight.training",
+    "TensorBoard": "sparsight.training",
     "Training": "sparsight.training",
+    "WandB": "sparsight.training",
     "train": "sparsight.training",
     "causal_prediction": "sparsight.evaluation",
     "write_codes": "sparsight.evaluation.code_file",
@@ -118,5 +121,8 @@ if TYPE_CHECKING:
     from sparsight.models import load_model as load_model
     from sparsight.models import organism as organism
     from sparsight.suites import suite as suite
+    from sparsight.training import FineTune as FineTune
+    from sparsight.training import TensorBoard as TensorBoard
     from sparsight.training import Training as Training
+    from sparsight.training import WandB as WandB
     from sparsight.training import train as train

@@ -7,8 +7,12 @@ import torch
 from test_training_settings_of_the_step import CONFIGS, D
 from torch import Tensor
 
+from sparsight.activations import ActivationStore, harvest
+from sparsight.cli import main
 from sparsight.dictionaries import Pursuit, TopK
 from sparsight.errors import TrainingError
+from sparsight.models import load_model
+from sparsight.models.organism import corpus
 from sparsight.training import FineTune, Training, train
 
 
@@ -49,3 +53,24 @@ def test_resuming_from_other_weights_is_refused(tmp_path: Path) -> None:
         first.dictionary.b_dec += 1
     with pytest.raises(TrainingError, match="starts_from"):
         train(data(), [first.dictionary], SETTINGS, out=tmp_path / "tuned", resume=True)
+
+
+def exit_code(arguments: list[str]) -> object:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return stopped.value.code
+
+
+def test_the_command_goes_on_from_a_folder_and_refuses_options_that_choose_another_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    store, site = tmp_path / "store", "2.resid_post"
+    harvest(load_model("organism"), corpus(0, 40), [site], store, n_tokens=800)
+    settings = Training(n_tokens=256, batch_size=64)
+    [first] = train(ActivationStore(store), [TopK(16, 2)], settings, out=tmp_path / "first")
+    command = ["train", "--activations", str(store), "--from", str(first.folder), "--out", str(tmp_path / "second")]
+    given = ["--tokens", "256", "--batch-size", "64", "--ema", "0.9", "--precision", "bf16", "--quiet"]
+    assert exit_code([*command, *given]) == 0
+    assert (tmp_path / "second" / "finetune-topk-16-k2" / "dictionary.json").exists()
+    assert exit_code([*command, "--latents", "32"]) == 2
+    assert "--from keeps width, architecture and sparsity" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from sparsight.cli import options
 if TYPE_CHECKING:
     from sparsight.activations import ActivationStore
     from sparsight.dictionaries import DictionaryConfig
+    from sparsight.training import Training
 
 
 def train(
@@ -21,7 +22,9 @@ def train(
         typer.Option("--activations", help="Folder written by `sparsight harvest`. Repeat for a crosscoder of models."),
     ],
     out: options.Out,
-    latents: Annotated[int, typer.Option("--latents", help="Width of the dictionary.")],
+    latents: Annotated[
+        int | None, typer.Option("--latents", help="Width of the dictionary. Needed unless --from is given.")
+    ] = None,
     architecture: Annotated[
         str | None,
         typer.Option(
@@ -79,6 +82,16 @@ def train(
     lr: Annotated[
         float | None, typer.Option("--lr", help="Peak learning rate of Adam. Default: the architecture's.")
     ] = None,
+    ema: Annotated[
+        float | None, typer.Option("--ema", help="Save an average of the weights over the steps, e.g. 0.999.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="'float32' or 'bf16'. Default: float32.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Go on from the dictionary in this folder, its architecture kept.")
+    ] = None,
+    check_memory: Annotated[
+        bool, typer.Option("--check-memory/--no-check-memory", help="Refuse a run that needs more memory than is free.")
+    ] = True,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     resume: options.Resume = False,
@@ -91,24 +104,24 @@ def train(
     """
     from sparsight import training
     from sparsight.activations import ActivationStore
-    from sparsight.training import presets
 
     stores = [ActivationStore(folder) for folder in activations]
     for store in stores:
         store.verify()
     sites = site[0] if site is not None and len(site) == 1 else site
     n_tokens = tokens if tokens is not None else 4 * len(stores[0])
-    chosen: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed}
+    chosen: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed, "ema": ema, "precision": precision}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    given = _Given(architecture or "topk", latents, k, l1, widths, skip)
-    if preset is not None:
-        config = _preset_config(preset, architecture, given, coefficient, stores, sites)
-        settings = presets.preset(preset).training(n_tokens, latents, **chosen)
-    elif coefficient is not None:
-        raise ValueError("--coefficient is in the units of a preset: give --preset too, or --l1 in our own units")
+    config: DictionaryConfig | training.FineTune
+    if start is not None:
+        if any(option is not None for option in (latents, architecture, preset, coefficient, k, l1, widths)) or skip:
+            raise ValueError("--from keeps width, architecture and sparsity; leave out the options that choose them")
+        config, settings = training.FineTune(start), training.Training(n_tokens=n_tokens, **chosen)
     else:
-        config = given.config()
-        settings = training.Training(n_tokens=n_tokens, **chosen)
+        if latents is None:
+            raise ValueError("say how wide the dictionary is with --latents, or what to go on from with --from")
+        given = _Given(architecture or "topk", latents, k, l1, widths, skip)
+        config, settings = _chosen(given, architecture, preset, coefficient, stores, sites, n_tokens, chosen)
     [run] = training.train(
         stores[0] if len(stores) == 1 else stores,
         [config],
@@ -118,6 +131,7 @@ def train(
         resume=resume,
         device=device,
         progress=not quiet,
+        check_memory=check_memory,
     )
     last = run.metrics[-1]
     if as_json:
@@ -127,6 +141,27 @@ def train(
             f"{run.folder}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} "
             f"in the last batch of {last['tokens']:,} training tokens"
         )
+
+
+def _chosen(
+    given: "_Given",
+    architecture: str | None,
+    preset: str | None,
+    coefficient: float | None,
+    stores: "list[ActivationStore]",
+    site: str | list[str] | None,
+    n_tokens: int,
+    chosen: dict[str, Any],
+) -> "tuple[DictionaryConfig, Training]":
+    """What to train and how, from a preset or from our own options."""
+    from sparsight.training import Training, presets
+
+    if preset is not None:
+        config = _preset_config(preset, architecture, given, coefficient, stores, site)
+        return config, presets.preset(preset).training(n_tokens, given.latents, **chosen)
+    if coefficient is not None:
+        raise ValueError("--coefficient is in the units of a preset: give --preset too, or --l1 in our own units")
+    return given.config(), Training(n_tokens=n_tokens, **chosen)
 
 
 def _preset_config(
