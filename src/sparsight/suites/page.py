@@ -53,13 +53,13 @@ def site_figures(members: list[SuiteMember]) -> dict[str, list[Figure]]:
     figures: dict[str, list[Figure]] = {}
     for site in dict.fromkeys(member.site for member in members):
         here = [member for member in members if member.site == site]
-        figures[site] = [_frontier(site, here, "fvu", "FVU", log=True)]
+        figures[site] = [_frontier(site, here, "fvu", "FVU")]
         if all(member.measured.loss_added is not None for member in here):
-            figures[site].append(_frontier(site, here, "loss_added", "loss added, nats per token", log=False))
+            figures[site].append(_frontier(site, here, "loss_added", "loss added, nats per token"))
     return figures
 
 
-def _frontier(site: str, members: list[SuiteMember], key: str, label: str, *, log: bool) -> Figure:
+def _frontier(site: str, members: list[SuiteMember], key: str, label: str) -> Figure:
     series = []
     for slot, width in enumerate(dict.fromkeys(member.n_latents for member in members)):
         line = sorted((m.measured for m in members if m.n_latents == width), key=lambda measured: measured.l0)
@@ -76,7 +76,7 @@ def _frontier(site: str, members: list[SuiteMember], key: str, label: str, *, lo
         series.append(Series(name=name, x=x, y=values, low=low, high=high, slot=slot, marks=True))
     asked = sorted({float(member.target_l0) for member in members})
     ticks = asked if 2 <= len(asked) <= 8 else None
-    drawing = line_chart(series, x_label="L0", y_label=label, x_log=True, y_log=log, x_ticks=ticks)
+    drawing = line_chart(series, x_label="L0", y_label=label, x_log=True, x_ticks=ticks)
     return Figure(title=f"{_capital(label)} at {site}", caption="", drawing=drawing)
 
 

@@ -10,7 +10,6 @@ from sparsight.formats.architectures import ARCHITECTURES
 from sparsight.models import LanguageModel, Site
 from sparsight.suites.sites import choose_sites
 from sparsight.training import Training
-from sparsight.training.folder import run_names
 
 Number = float | int
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -120,7 +119,9 @@ def plan_suite(
         raise ValueError(f"loss_tokens must be 0 (no loss is measured) or more, got {loss_tokens}")
     shared = training or Training(n_tokens=4 * n_tokens, checkpoint_every=200, seed=seed)
     configs = _configs(architecture, widths, l0s, dict(config or {}))
-    names = run_names([c for _, _, c in configs])
+    # The folders that `train` will choose: widths and sparsities differ, and both are part of a run's name.
+    names = [c.run_name for _, _, c in configs]
+    assert len(set(names)) == len(names)
     members = [
         MemberPlan(site=site, n_latents=w, target_l0=l0, config=c, folder=str(PurePosixPath("sites", str(site), name)))
         for site in chosen
