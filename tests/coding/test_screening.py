@@ -9,7 +9,9 @@ from sparsight.coding.kernels.screening import ScreenedSearch
 CODERS = {"gradient": gradient_pursuit, "orthogonal": orthogonal_matching_pursuit, "matching": matching_pursuit}
 
 
-def problem(n: int = 40, n_latents: int = 500, d: int = 48, k: int = 8, noise: float = 0.1, dtype=torch.float64, twins=False):
+def problem(
+    n: int = 40, n_latents: int = 500, d: int = 48, k: int = 8, noise: float = 0.1, dtype=torch.float64, twins=False
+):
     g = torch.Generator().manual_seed(0)
     atoms = torch.nn.functional.normalize(torch.randn(n_latents, d, generator=g, dtype=torch.float64), dim=1)
     if twins:
