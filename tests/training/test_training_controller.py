@@ -45,7 +45,7 @@ def reached(config: DictionaryConfig, seed: int, out: Path) -> float:
 
 
 def test_the_l0_asked_for_is_reached_on_new_data(tmp_path: Path) -> None:
-    assert reached(ReLU(TRUE, target_l0=8.0, dead_after=5_000), 0, tmp_path) == pytest.approx(8, rel=0.03)
+    assert reached(ReLU(TRUE, target_l0=8.0, dead_after=5_000), 0, tmp_path) == pytest.approx(8, rel=0.05)
 
 
 @pytest.mark.slow
@@ -56,4 +56,4 @@ def test_every_seed_reaches_the_l0_asked_for(
     architecture: type[DictionaryConfig], target: float, seed: int, tmp_path: Path
 ) -> None:
     l0 = reached(architecture(TRUE, target_l0=target, dead_after=5_000), seed, tmp_path)
-    assert l0 == pytest.approx(target, rel=0.03)
+    assert l0 == pytest.approx(target, rel=0.05)
