@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsight.activations.split import mix_seed
 from sparsight.codes import SparseCode
 from sparsight.errors import UndefinedMetric
 
+_RANDOM_ATOMS = 0xA70  # says what a generator is for, beside the seed
 RECOVERED = 0.9  # cosine above which a true atom counts as found
 
 
@@ -88,7 +90,9 @@ def recovery(
 
     true_matched, matched = (torch.from_numpy(side) for side in linear_sum_assignment(-cosines.numpy()))
     of_pairs = cosines[true_matched, matched]
-    random = torch.randn(unit.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    # Not the bare seed, which may have drawn the true atoms as well.
+    generator = torch.Generator().manual_seed(mix_seed(seed, _RANDOM_ATOMS))
+    random = torch.randn(unit.shape, generator=generator, dtype=torch.float64)
     best = cosines.max(dim=1).values
     compared = None
     if codes is not None and true_codes is not None:

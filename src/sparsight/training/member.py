@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparsight.activations.split import mix_seed
 from sparsight.dictionaries import AbstractDictionary, DictionaryConfig, JumpReLU, PursuitDictionary, TopKDictionary
 from sparsight.training.adam import AdamRule
 from sparsight.training.controller import L0Controller
@@ -15,6 +16,8 @@ from sparsight.training.parallel.latents import gathered, shard_of, sharded, who
 from sparsight.training.parallel.processes import Processes, current_processes
 from sparsight.training.pursuit_rule import PursuitRule
 from sparsight.training.settings import Training
+
+_FIRST_VALUES = 0xD1C7  # says what a generator is for, beside the seed
 
 
 @runtime_checkable
@@ -61,7 +64,9 @@ class Member:
         device: torch.device,
         start: AbstractDictionary | None = None,
     ) -> None:
-        generator = torch.Generator().manual_seed(training.seed)
+        # Not the bare seed: data that a user drew from the same one would begin with the very same numbers, and a
+        # dictionary for planted directions would start at the truth.
+        generator = torch.Generator().manual_seed(mix_seed(training.seed, _FIRST_VALUES))
         self.name = name
         self.config: Any = config
         self.lr = training.lr
