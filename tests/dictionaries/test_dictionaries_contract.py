@@ -25,6 +25,8 @@ from sparsight.dictionaries import (
     ReLU,
     TopK,
     Transcoder,
+    WeightedTopK,
+    WeightedTopKDictionary,
     selection,
 )
 from sparsight.formats import load_dictionary
@@ -42,8 +44,11 @@ ARCHITECTURES = [
     Gated(40, 0.1),
     Transcoder(40, 5),
     Transcoder(40, 5, skip=True),
+    Transcoder(40),
+    Transcoder(40, jump=True, skip=True),
     Crosscoder(40, 5),
     Crosscoder(40, l1=0.1),
+    WeightedTopK(40, 5),
 ]
 every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.run_name)
 D = 10
@@ -56,6 +61,8 @@ def shaken(config: DictionaryConfig) -> AbstractDictionary:
     with torch.no_grad():
         for parameter in (p for p in dictionary.parameters() if p.requires_grad):
             parameter += 0.05 * torch.randn(parameter.shape, generator=g)
+        if isinstance(dictionary, WeightedTopKDictionary):
+            dictionary.selection += torch.rand(40, generator=g)
         dictionary.normalize_atoms_()
     return dictionary.requires_grad_(False)
 
@@ -109,7 +116,13 @@ def test_the_code_follows_from_the_rule_of_the_architecture(config: DictionaryCo
         expected = pre.relu() * norm
     elif isinstance(config, BatchTopK | Matryoshka):
         expected = torch.where(pre > parameters["log_theta"].exp(), pre, 0.0)
-    elif isinstance(config, Crosscoder) and config.k is None:
+    elif isinstance(config, Transcoder) and config.jump:
+        expected = torch.where(pre > parameters["log_threshold"].exp(), pre, 0.0)
+    elif isinstance(config, WeightedTopK):
+        ranked = pre * parameters["selection"]
+        kth = ranked.sort(dim=1, descending=True).values[:, config.k - 1 : config.k]
+        expected = torch.where(ranked >= kth, pre, 0.0).relu()
+    elif isinstance(config, Crosscoder | Transcoder) and config.k is None:
         expected = pre.relu()
     elif isinstance(config, TopK | Transcoder | Crosscoder):
         kth = pre.sort(dim=1, descending=True).values[:, config.k - 1 : config.k]

@@ -16,6 +16,7 @@ from sparsight.dictionaries.pursuit import Pursuit, PursuitDictionary
 from sparsight.dictionaries.relu import ReLU, ReLUDictionary
 from sparsight.dictionaries.topk import TopK, TopKDictionary
 from sparsight.dictionaries.transcoder import Transcoder, TranscoderDictionary
+from sparsight.dictionaries.weighted_topk import WeightedTopK, WeightedTopKDictionary
 
 __all__ = [
     "AbstractDictionary",
@@ -41,4 +42,6 @@ __all__ = [
     "TopKDictionary",
     "Transcoder",
     "TranscoderDictionary",
+    "WeightedTopK",
+    "WeightedTopKDictionary",
 ]

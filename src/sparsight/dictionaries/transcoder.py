@@ -1,5 +1,6 @@
 """Transcoder: a sparse code of what a module reads, decoded into what it writes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
@@ -20,7 +21,11 @@ from sparsight.dictionaries.base import (
     unit_rows,
 )
 from sparsight.dictionaries.selection import top_k_latents
+from sparsight.dictionaries.threshold import code_above
 from sparsight.dictionaries.topk import check_auxiliary
+
+# Thresholds of a transcoder with `jump` before a file has filled them in.
+FIRST_THRESHOLD = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Transcoder(DictionaryConfig):
 
     Attributes:
         n_latents: Width of the dictionary.
-        k: Latents active in each token, at most.
+        k: Latents active in each token, at most. Without it a latent is active wherever its pre-activation is positive,
+            or above its threshold with `jump`: so are transcoders that others published. Training needs a `k`.
+        jump: Without `k` only: every latent has a threshold of its own.
         skip: Also learn an affine map from the input straight to the output: latents then explain what is not linear.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
         k_aux: Dead latents that share the residual of one token. Default: half of the output's width.
@@ -43,8 +50,9 @@ class Transcoder(DictionaryConfig):
         by TopK in place of an L1 penalty, from both by unit atoms and an input offset.
     """
 
-    k: int
+    k: int | None = None
     _: KW_ONLY
+    jump: bool = False
     skip: bool = False
     aux: Number = 1 / 32
     k_aux: int | None = None
@@ -55,7 +63,9 @@ class Transcoder(DictionaryConfig):
 
     def __post_init__(self) -> None:
         check_positive(n_latents=self.n_latents, dead_after=self.dead_after)
-        if not 1 <= self.k <= self.n_latents:
+        if self.jump and self.k is not None:
+            raise ValueError(f"jump goes with k=None: thresholds choose the active latents, not k={self.k}")
+        if self.k is not None and not 1 <= self.k <= self.n_latents:
             raise ValueError(
                 f"k must be between 1 and n_latents={self.n_latents}, got k={self.k}; lower k or widen the dictionary"
             )
@@ -63,7 +73,8 @@ class Transcoder(DictionaryConfig):
 
     @property
     def run_name(self) -> str:
-        return f"transcoder-{self.n_latents}-k{self.k}{'-skip' if self.skip else ''}"
+        sparsity = f"k{self.k}" if self.k is not None else ("jump" if self.jump else "relu")
+        return f"transcoder-{self.n_latents}-{sparsity}{'-skip' if self.skip else ''}"
 
     def build(self, d_in: int | Sequence[int], generator: torch.Generator | None = None) -> "TranscoderDictionary":
         """Random unit atoms, a random encoder, offsets and skip 0.
@@ -85,7 +96,10 @@ class Transcoder(DictionaryConfig):
 class TranscoderDictionary(AbstractDictionary):
     """`pre = (x - b_in) W_enc + b_enc`; the k largest, rectified; `y_hat = z atoms + b_dec [+ (x - b_in) W_skip]`.
 
+    Without k the code is `pre` where it exceeds 0, or the latent's threshold, and 0 elsewhere.
+
     Attributes:
+        log_threshold: `[n_latents]`, with `jump` only.
         W_skip: `[d_in, d_out]`, or None without a skip.
     """
 
@@ -103,12 +117,17 @@ class TranscoderDictionary(AbstractDictionary):
         self.b_enc = nn.Parameter(atoms.new_zeros(atoms.shape[0]))
         self.b_in = nn.Parameter(atoms.new_zeros(d_in))
         self.W_skip = nn.Parameter(atoms.new_zeros(d_in, d_out)) if config.skip else None
+        if config.jump:
+            self.log_threshold = nn.Parameter(atoms.new_full((atoms.shape[0],), math.log(FIRST_THRESHOLD)))
 
     @property
     def d_in(self) -> int:
         return int(self.W_enc.shape[0])
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
+        if self.config.k is None:
+            threshold = self.log_threshold.exp() if self.config.jump else torch.zeros_like(self.b_enc)
+            return code_above(x - self.b_in, self.W_enc, self.b_enc, threshold)
         values, indices = top_k_latents(x - self.b_in, self.W_enc, self.b_enc, self.config.k)
         return SparseCode(indices, values.relu(), self.n_latents)
 
@@ -121,6 +140,8 @@ class TranscoderDictionary(AbstractDictionary):
     def rescale_(self, factor: float) -> None:
         for offset in (self.b_in, self.b_dec, self.b_enc):
             offset.mul_(factor)
+        if self.config.jump:
+            self.log_threshold.add_(math.log(factor))
 
     @torch.no_grad()
     def absorb_(self, normalization: AnyNormalization) -> None:
@@ -137,5 +158,7 @@ class TranscoderDictionary(AbstractDictionary):
         if self.W_skip is not None:
             self.W_skip.mul_(ratio)
         self.b_enc.div_(target.scale)
+        if self.config.jump:
+            self.log_threshold.sub_(math.log(target.scale))
         self.b_in.div_(source.scale).add_(source.mean.to(self.b_in))
         self.b_dec.div_(target.scale).add_(target.mean.to(self.b_dec))

@@ -1,5 +1,5 @@
-"""Reading dictionaries: our own format, and later one file per foreign format."""
+"""Reading and writing dictionaries: our own format, and one file per format of other projects."""
 
-from sparsight.formats.native import load_dictionary
+from sparsight.formats.foreign import FORMATS, Format, load_dictionary, write_dictionary_as
 
-__all__ = ["load_dictionary"]
+__all__ = ["FORMATS", "Format", "load_dictionary", "write_dictionary_as"]

@@ -11,10 +11,14 @@ from sparsight.dictionaries import (
     ReLU,
     TopK,
     Transcoder,
+    WeightedTopK,
 )
 
 # A new architecture joins by one entry. The order is the one in which errors list the names.
 ARCHITECTURES: dict[str, type[DictionaryConfig]] = {
     config.architecture: config
-    for config in (TopK, BatchTopK, Matryoshka, JumpReLU, Pursuit, ReLU, Gated, Transcoder, Crosscoder)
+    for config in (
+        *(TopK, BatchTopK, Matryoshka, JumpReLU, Pursuit, ReLU, Gated, Transcoder, Crosscoder),
+        WeightedTopK,
+    )
 }

@@ -22,7 +22,17 @@ PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 NORM_TOLERANCE = 1e-4
 
 
-def load_dictionary(folder: str | Path) -> AbstractDictionary:
+def can_read(path: Path) -> bool:
+    """Whether a folder holds either of our files, whole or not."""
+    return (path / RECORD_FILE).is_file() or (path / WEIGHTS_FILE).is_file()
+
+
+def write(dictionary: AbstractDictionary, path: Path) -> None:
+    """`dictionary.save(path)`."""
+    dictionary.save(path)
+
+
+def read(folder: Path) -> AbstractDictionary:
     """Read a dictionary that `save` or `train` wrote.
 
     Everything is checked before anything is returned: the record against its schema (unknown keys are refused), the
@@ -31,12 +41,10 @@ def load_dictionary(folder: str | Path) -> AbstractDictionary:
     Args:
         folder: Folder with `dictionary.json` and `dictionary.safetensors`.
     Returns:
-        The dictionary on the CPU, its parameters frozen: it takes raw activations. Call `requires_grad_(True)` on it to
-        train it further.
+        The dictionary on the CPU, its parameters frozen.
     Raises:
         FormatError: the folder is missing or damaged, or does not hold what it claims to hold.
     """
-    folder = Path(folder)
     _refuse_what_is_no_folder(folder)
     record = _read_record(folder / RECORD_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)

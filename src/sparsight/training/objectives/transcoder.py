@@ -22,8 +22,12 @@ def transcoder_objective(
         xy: Input and output side by side, each of zero mean and unit total variance.
         dead: Latents to revive.
         sparsity: Not used: there is no penalty.
+    Raises:
+        ValueError: the transcoder has no `k`.
     """
     config = dictionary.config
+    if config.k is None:
+        raise ValueError("a transcoder is trained with a k; those without one are for published weights")
     x, y = torch.split(xy, [dictionary.d_in, dictionary.d_out], dim=1)
     centred = x - dictionary.b_in
     decoded, values, indices = sparse_map(centred, dictionary.W_enc, dictionary.b_enc, dictionary.atoms, k=config.k)

@@ -1,0 +1,74 @@
+"""The formats that dictionaries come in, and reading whichever a folder holds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsight.dictionaries import AbstractDictionary
+from sparsight.formats import dictionary_learning, native, saelens
+
+
+@dataclass(frozen=True)
+class Format:
+    """One project's way of keeping a dictionary on disk.
+
+    Attributes:
+        name: As users write it.
+        can_read: Whether files there have the names this format gives them. Opens no weights.
+        read: The dictionary that is there; `FormatError` for whatever cannot be carried over, by name.
+        write: Write a dictionary there; `FormatError` for what the format cannot hold. None for formats only read.
+    """
+
+    name: str
+    can_read: Callable[[Path], bool]
+    read: Callable[[Path], AbstractDictionary]
+    write: Callable[[AbstractDictionary, Path], None] | None
+
+
+# In the order in which a folder is tried. A new format joins by one entry.
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format("sparsight", native.can_read, native.read, native.write),
+        Format("saelens", saelens.can_read, saelens.read, saelens.write),
+        Format(
+            "dictionary_learning", dictionary_learning.can_read, dictionary_learning.read, dictionary_learning.write
+        ),
+    )
+}
+
+
+def load_dictionary(folder: str | Path) -> AbstractDictionary:
+    """Read a dictionary: ours, or one that another project wrote.
+
+    Which format it is follows from the names of the files (docs/formats.md). Everything is checked before anything is
+    returned. What another project kept and a dictionary here cannot hold is refused by name; what it is called there is
+    kept in `provenance`.
+
+    Args:
+        folder: Folder of a dictionary, or a file where a format is one file.
+    Returns:
+        The dictionary on the CPU, its parameters frozen: it takes raw activations. Call `requires_grad_(True)` on it to
+        train it further.
+    Raises:
+        FormatError: the folder is missing or damaged, or does not hold what it claims to hold.
+    """
+    path = Path(folder)
+    for found in FORMATS.values():
+        if found.can_read(path):
+            return found.read(path)
+    return native.read(path)  # says what is missing
+
+
+def write_dictionary_as(dictionary: AbstractDictionary, path: str | Path, name: str) -> None:
+    """Write a dictionary in one of `FORMATS`.
+
+    Raises:
+        ValueError: there is no such format, or it is only read.
+        FormatError: the format cannot hold the dictionary, or the folder cannot be written.
+    """
+    write = FORMATS[name].write if name in FORMATS else None
+    if write is None:
+        writable = ", ".join(f.name for f in FORMATS.values() if f.write is not None)
+        raise ValueError(f"format must be one of {writable}, got {name!r}")
+    write(dictionary, Path(path))

@@ -1,0 +1,64 @@
+"""BatchTopK and Matryoshka, out of files that hold them as jump rectifiers and say what they were."""
+
+from typing import Any
+
+import torch
+
+from sparsight.dictionaries import (
+    AbstractDictionary,
+    BatchTopK,
+    BatchTopKDictionary,
+    JumpReLUDictionary,
+    Matryoshka,
+    MatryoshkaDictionary,
+)
+
+
+def restored(dictionary: AbstractDictionary, metadata: dict[str, Any]) -> AbstractDictionary:
+    """The dictionary as what it was trained as, if its file says so; else the dictionary itself. Codes are the same.
+
+    That needs one threshold for all latents and a whole number of them, which such files need not have.
+
+    Args:
+        metadata: Of SAELens: `training_architecture` and `training_architecture_details`.
+    """
+    details = metadata.get("training_architecture_details")
+    if not isinstance(dictionary, JumpReLUDictionary) or not isinstance(details, dict):
+        return dictionary
+    widths = None
+    if metadata.get("training_architecture") == "matryoshka_batchtopk":
+        widths = details.get("matryoshka_widths")
+        if not _ascends(widths, dictionary.n_latents):
+            return dictionary
+    elif metadata.get("training_architecture") != "batchtopk":
+        return dictionary
+    k = details.get("k")
+    if isinstance(k, bool) or not isinstance(k, int | float) or int(k) != k:
+        return dictionary
+    return as_batch_topk(dictionary, int(k), widths)
+
+
+def as_batch_topk(dictionary: JumpReLUDictionary, k: int, widths: list[int] | None) -> AbstractDictionary:
+    """BatchTopK, with prefixes Matryoshka, where all thresholds are equal and `k` is possible; else the same again."""
+    log_thresholds = dictionary.log_threshold
+    if not 1 <= k <= dictionary.n_latents or bool((log_thresholds != log_thresholds[0]).any()):
+        return dictionary
+    made: BatchTopKDictionary | MatryoshkaDictionary
+    if widths is None:
+        made = BatchTopKDictionary(BatchTopK(dictionary.n_latents, k), dictionary.atoms.detach().clone())
+    else:
+        config = Matryoshka(dictionary.n_latents, k, tuple(widths))
+        made = MatryoshkaDictionary(config, dictionary.atoms.detach().clone())
+    with torch.no_grad():
+        made.W_enc.copy_(dictionary.W_enc)
+        made.b_enc.copy_(dictionary.b_enc)
+        made.b_dec.copy_(dictionary.b_dec)
+        made.log_theta.copy_(log_thresholds[0])
+    return made.requires_grad_(False)
+
+
+def _ascends(widths: Any, n_latents: int) -> bool:
+    """Whether these are prefixes that Matryoshka accepts."""
+    if not isinstance(widths, list) or not widths or not all(type(w) is int for w in widths):
+        return False
+    return all(1 <= w <= n_latents for w in widths) and widths == sorted(set(widths))

@@ -1,0 +1,57 @@
+"""Writing the two files of a foreign format, each whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsight.dictionaries.files import flush_to_disk, readable_os_errors, temporary
+from sparsight.errors import FormatError
+
+Save = Callable[[dict[str, Tensor], Path], None]
+
+
+def write_pair(
+    folder: Path, weights: str, tensors: dict[str, Tensor], description: str, config: dict[str, Any], save: Save
+) -> None:
+    """Write tensors and their configuration beside their final names, then move them in place, the configuration last.
+
+    Args:
+        folder: Made if it is not there; other files in it are left alone.
+        weights: Name of the file of the tensors.
+        tensors: Written as they are, contiguous.
+        description: Name of the file of the configuration.
+        config: Written as JSON.
+        save: Writes tensors to a path.
+    Raises:
+        FormatError: a tensor is not finite, or the folder cannot be written.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FormatError(f"{name} holds NaN or infinity, so nothing is written to {folder}")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with readable_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary(folder / weights) as new_weights, temporary(folder / description) as new_description:
+            save(contiguous, new_weights)
+            new_description.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            flush_to_disk(new_weights)
+            flush_to_disk(new_description)
+            (folder / description).unlink(missing_ok=True)
+            os.replace(new_weights, folder / weights)
+            os.replace(new_description, folder / description)
+
+
+def save_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """One safetensors file."""
+    save_file(tensors, path)
+
+
+def save_torch(tensors: dict[str, Tensor], path: Path) -> None:
+    """One file of `torch.save`, tensors only: the restricted reader opens it."""
+    torch.save(tensors, path)
