@@ -227,7 +227,7 @@ def _pursuit(cfg: dict[str, Any], tensors: Tensors, where: Path) -> PursuitDicti
     if float((norms - 1).abs().max()) > 1e-5:
         raise FormatError(f"{tensors.path}: rows of W_dec must have norm 1 for a pursuit, got {float(norms.max()):.6g}")
     if not 1 <= k <= n:
-        raise FormatError(f"{where}: max_iterations must be between 1 and d_sae={n}, got {k}")
+        raise FormatError(f"{where}: max_iterations must be between 1 and the {n} latents, got {k}")
     config = Pursuit(n, k, coder="matching_pursuit", polish=False)
     dictionary = PursuitDictionary(config, W_dec.float())
     dictionary.normalize_atoms_()
