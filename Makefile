@@ -11,10 +11,18 @@ else
 READY :=
 endif
 
+# The same for the other projects whose files we read and write: PEERS_PYTHON=..., or one is made in .venv-peers.
+ifeq ($(origin PEERS_PYTHON), undefined)
+PEERS_PYTHON := $(abspath .venv-peers/bin/python)
+PEERS_READY := .venv-peers/.installed
+else
+PEERS_READY :=
+endif
+
 export HF_HUB_OFFLINE ?= 1
 DEMO_OUT ?= demo
 
-.PHONY: demo demo-fast test test-slow test-browser lint format bench docs clean
+.PHONY: demo demo-fast test test-slow test-browser test-peers lint format bench docs clean
 
 demo: $(READY)  ## train, measure and draw on the embedded model; writes demo/report.html
 	$(PYTHON) -m sparsight demo --out $(DEMO_OUT)
@@ -30,6 +38,9 @@ test-slow: $(READY)  ## the slow tests: studies and long runs
 
 test-browser: $(READY)  ## the pages in Chromium (needs the chromium program)
 	$(PYTHON) -m pytest -m "browser" tests/browser
+
+test-peers: $(READY) $(PEERS_READY)  ## SAELens, dictionary_learning and sparsify themselves read and write beside us
+	PEERS_PYTHON="$(PEERS_PYTHON)" $(PYTHON) -m pytest -m "peers" tests/formats/peers
 
 lint: $(READY)  ## formatting, lint, types, import direction, spelling
 	$(PYTHON) -m ruff format --check .
@@ -49,10 +60,17 @@ docs: $(READY)  ## rewrite the generated pages (docs/commands.md)
 	$(PYTHON) -m sparsight.cli.reference docs/commands.md
 
 clean:
-	rm -rf .venv demo demo-fast .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers demo demo-fast .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(BASE_PYTHON)" || { echo "sparsight needs Python 3.10 or newer, found none; install one, or name it with BASE_PYTHON=..."; exit 1; }
 	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,web]'
+	touch $@
+
+# torchvision comes with nnsight, which does not import it; built for CUDA, it breaks what does beside a torch for CPUs.
+.venv-peers/.installed: tests/formats/peers/requirements.txt $(READY)
+	test -x .venv-peers/bin/python || $(or $(BASE_PYTHON),$(PYTHON)) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/formats/peers/requirements.txt
+	.venv-peers/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision
 	touch $@

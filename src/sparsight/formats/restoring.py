@@ -12,6 +12,7 @@ from sparsight.dictionaries import (
     Matryoshka,
     MatryoshkaDictionary,
 )
+from sparsight.formats.weights import EQUAL_NORMS
 
 
 def restored(dictionary: AbstractDictionary, metadata: dict[str, Any]) -> AbstractDictionary:
@@ -39,9 +40,13 @@ def restored(dictionary: AbstractDictionary, metadata: dict[str, Any]) -> Abstra
 
 
 def as_batch_topk(dictionary: JumpReLUDictionary, k: int, widths: list[int] | None) -> AbstractDictionary:
-    """BatchTopK, with prefixes Matryoshka, where all thresholds are equal and `k` is possible; else the same again."""
+    """BatchTopK, with prefixes Matryoshka, where `k` is possible and all thresholds are equal; else the same again.
+
+    Thresholds may differ by the rounding of the norms that they were multiplied by.
+    """
     log_thresholds = dictionary.log_threshold
-    if not 1 <= k <= dictionary.n_latents or bool((log_thresholds != log_thresholds[0]).any()):
+    spread = float(log_thresholds.max() - log_thresholds.min())
+    if not 1 <= k <= dictionary.n_latents or spread > EQUAL_NORMS:
         return dictionary
     made: BatchTopKDictionary | MatryoshkaDictionary
     if widths is None:
@@ -53,7 +58,7 @@ def as_batch_topk(dictionary: JumpReLUDictionary, k: int, widths: list[int] | No
         made.W_enc.copy_(dictionary.W_enc)
         made.b_enc.copy_(dictionary.b_enc)
         made.b_dec.copy_(dictionary.b_dec)
-        made.log_theta.copy_(log_thresholds[0])
+        made.log_theta.copy_(log_thresholds.median())
     return made.requires_grad_(False)
 
 
