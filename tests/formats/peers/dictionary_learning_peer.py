@@ -31,7 +31,8 @@ D, M, STEPS = 12, 40, 40
 class Activations:
     """Fresh batches each time, as a training scales them in place."""
 
-    config = {"d_submodule": D, "io": "out", "ctx_len": 128}
+    def __init__(self):
+        self.config = {"d_submodule": D, "io": "out", "ctx_len": 128}
 
     def __iter__(self):
         g = torch.Generator().manual_seed(0)
