@@ -48,7 +48,10 @@ class MemoryStore:
         return self.x[rows].float()
 
     def tokens(self, rows: slice | Tensor) -> SimpleNamespace:
-        return SimpleNamespace(document_ids=self.document_ids[rows])
+        ids = self.document_ids
+        # Documents lie in one piece: a token's place is its distance from the first of its document.
+        places = torch.arange(len(ids)) - torch.searchsorted(ids, ids)
+        return SimpleNamespace(document_ids=ids[rows], positions=places[rows])
 
     def labels(self, rows: slice | Tensor) -> dict[str, Tensor]:
         return {name: values[rows] for name, values in self._labels.items()}

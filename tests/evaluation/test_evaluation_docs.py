@@ -8,6 +8,7 @@ import pytest
 from sparsight.evaluation import ARMS, FeatureRow, Recovery, Shrinkage
 from sparsight.evaluation.comparison.record import COMPARISON_CONVENTIONS, ArmRecord, Diagnostics, Difference
 from sparsight.evaluation.record import CONVENTIONS, DensityRecord, Evaluation, L0Record, LossRecord
+from sparsight.evaluation.shrinkage_panel_record import ShrinkagePanel, Spread, TokenGroup, ValueBin
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf8")
 
@@ -30,6 +31,7 @@ PLAIN = {
 
 
 RECORDS = [Evaluation, L0Record, DensityRecord, LossRecord, ArmRecord, Diagnostics, Difference, FeatureRow]
+RECORDS += [ShrinkagePanel, TokenGroup, ValueBin, Spread]
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -50,6 +52,6 @@ def test_every_arm_is_defined_in_the_docs_and_in_the_record():
 
 def test_every_measurement_names_its_convention_in_the_record():
     measured = {"l0", "fvu", "fvu_uncentred", "fvu_token_mean", "fvu_without_outliers", "cosine", "cosine_centred"}
-    measured |= {"density", "shrinkage", "shrinkage_centred", "loss"}
+    measured |= {"density", "shrinkage", "shrinkage_centred", "shrinkage_panel", "loss"}
     assert measured <= CONVENTIONS.keys()
     assert measured <= Evaluation.model_fields.keys()

@@ -8,6 +8,7 @@ import torch
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.metrics import shrinkage
 from sparsight.evaluation.shrinkage import ShrinkageSums
+from sparsight.evaluation.token_scales import TokenScales
 
 
 def pairs(seed: int = 0, n: int = 200, d: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,3 +117,53 @@ def test_overshooting_by_more_than_two_has_no_gamma_v1():
 def test_what_has_no_answer_is_refused(x, x_hat, reason):
     with pytest.raises(UndefinedMetric, match=reason):
         shrinkage(torch.tensor(x), torch.tensor(x_hat))
+
+
+@pytest.mark.parametrize("silent", ["activations", "reconstructions"])
+def test_vectors_that_are_all_at_the_centre_are_refused_though_rounding_leaves_something(silent):
+    x, _ = pairs()
+    centre = 1e3 * torch.randn(5, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    there = centre.expand(200, 5).clone()
+    joined = [(there, x), (x, there)][silent == "reconstructions"]
+    sums = ShrinkageSums.of(joined[0][:70], joined[1][:70]) + ShrinkageSums.of(joined[0][70:], joined[1][70:])
+    with pytest.raises(UndefinedMetric, match=f"every {silent[:-1]} is at the centre"):
+        sums.about(centre)
+
+
+def test_a_constant_reconstruction_is_judged_by_the_mean_activation():
+    """`x_hat = v` for all tokens: `h = |v|^2` and `c = <mean, v>`."""
+    x, _ = pairs()
+    v = torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0], dtype=torch.float64)
+    assert shrinkage(x, v.expand_as(x)).r == pytest.approx((v @ v / (x.mean(dim=0) @ v)).item(), abs=1e-12)
+
+
+def test_scale_gain_is_what_the_two_carrying_numbers_say():
+    """`h (1 - alpha)^2 / a = (nu - rho)^2`: loss left on the table is the distance of the two numbers."""
+    for seed in range(5):
+        s = shrinkage(*pairs(seed))
+        assert s.scale_gain == pytest.approx((s.nu - s.rho) ** 2, abs=1e-12)
+
+
+def test_the_first_formula_is_tangent_to_the_right_one_where_nothing_is_shrunk():
+    """`sqrt(r / (2 - r)) = r + (1 - r)^2 / 2 + O((1 - r)^3)`: why it looked right on mild shrinkage."""
+    for factor in (0.99, 0.95, 1.05):
+        s = shrinkage(torch.ones(1, 1).double(), torch.full((1, 1), factor).double())
+        assert s.gamma_v1 == pytest.approx(s.r + (1 - s.r) ** 2 / 2, abs=abs(1 - factor) ** 3)
+
+
+def test_per_token_ratios_are_means_of_ratios_and_not_the_minimisers():
+    x, x_hat = torch.tensor([[1.0], [10.0]]), torch.tensor([[1.0], [5.0]])
+    scales = TokenScales.of(x[:1], x_hat[:1]) + TokenScales.of(x[1:], x_hat[1:])
+    assert (scales.norm_ratio, scales.beta) == (0.75, 0.75)
+    assert shrinkage(x, x_hat).beta == pytest.approx(51 / 101)
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(4000, 16, generator=g, dtype=torch.float64)
+    kept = torch.cat([x[:, :4], torch.zeros(4000, 12, dtype=torch.float64)], dim=1)
+    assert TokenScales.of(x, kept).beta == pytest.approx(0.25, abs=0.01)
+    assert TokenScales.of(1e100 * x, 1e100 * kept).norm_ratio == pytest.approx(TokenScales.of(x, kept).norm_ratio)
+
+
+def test_per_token_ratios_of_a_zero_activation_are_refused():
+    scales = TokenScales.of(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1.0]]))
+    with pytest.raises(UndefinedMetric, match="1 of 2 activations are zero"):
+        _ = scales.beta

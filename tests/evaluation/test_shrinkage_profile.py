@@ -90,3 +90,26 @@ def test_what_has_no_answer_is_none_or_refused():
         _ = one.line
     with pytest.raises(ValueError, match="different edges"):
         _ = one + ValueProfile.of(torch.ones(1), torch.ones(1), EDGES[:2])
+
+
+def test_a_factor_explains_what_a_factor_did_and_an_amount_what_an_amount_did():
+    should = exponential()
+    by_factor = ValueProfile.of(0.7 * should, should, EDGES)
+    by_amount = ValueProfile.of(should - 0.2, should, EDGES)
+    assert by_factor.factor == pytest.approx(0.7, abs=1e-12)
+    assert by_amount.amount == pytest.approx(0.2, abs=1e-12)
+    assert by_factor.explained[0] == pytest.approx(1, abs=1e-12)
+    assert by_amount.explained[1] == pytest.approx(1, abs=1e-10)
+    # (E w)^2 / E w^2 = 1/2 for Exp(1): each explains half of what the other did.
+    assert by_factor.explained[1] == pytest.approx(0.5, abs=0.01)
+    assert by_amount.explained[0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_values_that_are_right_have_no_shrinkage_to_explain():
+    should = exponential(100)
+    with pytest.raises(UndefinedMetric, match="no value differs"):
+        _ = ValueProfile.of(should, should, EDGES).explained
+    nothing = ValueProfile.of(should[:0], should[:0], EDGES)
+    for name in ("factor", "amount"):
+        with pytest.raises(UndefinedMetric):
+            getattr(nothing, name)

@@ -25,6 +25,10 @@ def evaluate(
     ] = None,
     k: Annotated[int | None, typer.Option("--k", help="Latents per token, with --coder.")] = None,
     split: Annotated[str, typer.Option("--split", help="'heldout' or 'train' documents.")] = "heldout",
+    shrinkage_tokens: Annotated[
+        int,
+        typer.Option("--shrinkage-tokens", min=0, help="Say where shrinkage is, on about so many tokens; 0: do not."),
+    ] = 0,
     report: Annotated[
         Path | None, typer.Option("--report", help="Also write a page of measurements and latents.")
     ] = None,
@@ -55,6 +59,7 @@ def evaluate(
         coder=coder,
         k=k,
         split=split,
+        shrinkage_tokens=shrinkage_tokens,
         seed=seed,
         force=force,
         progress=not quiet,

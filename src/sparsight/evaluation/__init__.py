@@ -11,13 +11,18 @@ from sparsight.evaluation.density import Density, DensityHistogram
 from sparsight.evaluation.evaluate import evaluate
 from sparsight.evaluation.features import FeatureRow, FeatureTable, best_latents
 from sparsight.evaluation.fvu import Fvu, FvuTokenMean, FvuUncentred
+from sparsight.evaluation.joint_scale import JointScaleSums
 from sparsight.evaluation.l0 import L0
 from sparsight.evaluation.loss import LossAdded
 from sparsight.evaluation.record import Estimate, Evaluation
 from sparsight.evaluation.recovery import CodeRecovery, Recovery, recovery
+from sparsight.evaluation.refit_slopes import RefitSlopes
 from sparsight.evaluation.shrinkage import Shrinkage, ShrinkageSums, shrinkage
+from sparsight.evaluation.shrinkage_panel import PanelSums, panel_of
+from sparsight.evaluation.shrinkage_panel_record import ShrinkagePanel
 from sparsight.evaluation.shrinkage_profile import GroupedShrinkageSums, ValueProfile, norm_deciles, norm_group
 from sparsight.evaluation.splice import loss_added
+from sparsight.evaluation.token_scales import TokenScales
 
 __all__ = [
     "ARMS",
@@ -42,11 +47,16 @@ __all__ = [
     "FvuUncentred",
     "GroupedShrinkageSums",
     "Interval",
+    "JointScaleSums",
     "LossAdded",
+    "PanelSums",
     "Recovery",
+    "RefitSlopes",
     "Shrinkage",
+    "ShrinkagePanel",
     "ShrinkageSums",
     "SparseColumns",
+    "TokenScales",
     "ValueProfile",
     "best_latents",
     "bootstrap",
@@ -59,6 +69,7 @@ __all__ = [
     "norm_deciles",
     "norm_group",
     "paired_difference",
+    "panel_of",
     "recovery",
     "shrinkage",
 ]

@@ -26,7 +26,9 @@ from sparsight.evaluation.record import (
     estimate,
 )
 from sparsight.evaluation.shrinkage import Shrinkage
-from sparsight.evaluation.sides import SiteSums, reading_of
+from sparsight.evaluation.shrinkage_panel import SAMPLE_TOKENS, PanelSums, ranges
+from sparsight.evaluation.shrinkage_panel_record import ShrinkagePanel
+from sparsight.evaluation.sides import Reading, SiteSums, reading_of
 from sparsight.evaluation.splice import FromSite, Replacement, ablations, measure_losses
 from sparsight.evaluation.sums import Sums
 from sparsight.models import Site
@@ -46,6 +48,7 @@ def evaluate(
     site: Site | str | None = None,
     n_tokens: int | None = None,
     loss_tokens: int | None = 65_536,
+    shrinkage_tokens: int = 0,
     batch_size: int = 4096,
     n_resamples: int = 1000,
     level: float = 0.95,
@@ -72,6 +75,8 @@ def evaluate(
         site: Where, if not at the dictionary's own site.
         n_tokens: Measure on about this many tokens, spread evenly; all when None.
         loss_tokens: The same for the loss.
+        shrinkage_tokens: The same for the panel that says where shrinkage is and of which kind. 0 leaves it out: it
+            refits every code, at several times the cost of coding.
         batch_size: Rows coded at once.
         n_resamples: Draws of the bootstrap over documents.
         level: Nominal coverage of the intervals.
@@ -88,6 +93,8 @@ def evaluate(
     began = time.perf_counter()
     reading = reading_of(dictionary, store, split, site, force=force)
     part, chosen = reading.part, reading.site
+    if shrinkage_tokens and reading.columns:
+        raise ValueError("a shrinkage panel is of one site, got a crosscoder; leave shrinkage_tokens at 0")
     code = coder_of(dictionary, coder, k, len(part))
     if model is not None:
         check_model(model, part, force=force)
@@ -106,6 +113,9 @@ def evaluate(
             sums.add(y, y_hat, z, ids)
             by_site.add(y, y_hat, ids)
             advance(block.stop - block.start)
+    panel = None
+    if shrinkage_tokens:
+        panel = shrinkage_panel(dictionary, reading, code, row_blocks(len(part), batch_size, shrinkage_tokens), device)
     estimator = partial(estimate, n_resamples=n_resamples, level=level, seed=seed)
     loss, no_loss_because = None, "no model was given"
     if model is not None and not model.has_causal_loss:
@@ -130,6 +140,7 @@ def evaluate(
         level=level,
         n_resamples=n_resamples,
         seed=seed,
+        shrinkage_panel=panel,
         loss=loss,
         no_loss_because=None if loss else no_loss_because,
         by_site=by_site.records(reading.places, estimator),
@@ -164,6 +175,25 @@ def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None, n
         coder, Setting(dictionary, False, k, refuse, partial(kept_search, dictionary.atoms.detach(), n_rows, k))
     )
     return lambda x: arm(x, torch.full((len(x),), k, device=x.device))
+
+
+@torch.no_grad()
+def shrinkage_panel(
+    dictionary: AbstractDictionary, reading: Reading, code: Code, blocks: list[slice], device: torch.device
+) -> ShrinkagePanel:
+    """The panel over some rows: its ranges from rows spread over them, then its sums from all."""
+
+    def coded(block: slice) -> tuple[Tensor, SparseCode]:
+        x, y = reading.rows(block, device)
+        z = code(x)
+        return y - (dictionary.reconstruct(x, z) - z.decode(dictionary.atoms)), z
+
+    few = blocks[:: max(1, sum(b.stop - b.start for b in blocks) // SAMPLE_TOKENS)]
+    targets, codes = zip(*(coded(block) for block in few), strict=True)
+    sums = PanelSums(dictionary.atoms, *ranges(torch.cat(targets), SparseCode.cat(codes)))
+    for block in blocks:
+        sums.add(*coded(block), reading.part.tokens(block).positions)
+    return sums.panel
 
 
 def reconstruction(dictionary: AbstractDictionary, code: Code) -> Callable[[Tensor], Tensor]:
@@ -249,7 +279,7 @@ def _measured(sums: Sums, estimator: Estimator) -> dict[str, Any]:
     n_outliers = frame.n - int(totals[terms.INNER])
     without = _fvu_without_outliers(sums, estimator) if n_outliers else estimates["fvu"]
     shrinkage, centred = _shrinkage(sums)
-    notes = _notes(sums, fvu, n_outliers, without, shrinkage)
+    notes = _notes(sums, fvu, n_outliers, without, shrinkage, centred)
     l0, density = sums.l0, sums.density
     histogram = density.histogram()
     return {
@@ -303,7 +333,14 @@ def _shrinkage(sums: Sums) -> tuple[Shrinkage | None, Shrinkage | None]:
     return found[0], found[1]
 
 
-def _notes(sums: Sums, fvu: float, n_outliers: int, without: Estimate | None, shrinkage: Shrinkage | None) -> list[str]:
+def _notes(
+    sums: Sums,
+    fvu: float,
+    n_outliers: int,
+    without: Estimate | None,
+    shrinkage: Shrinkage | None,
+    centred: Shrinkage | None,
+) -> list[str]:
     """What a reader should know before quoting a number."""
     notes = []
     n, totals = sums.frame.n, sums.totals
@@ -319,7 +356,14 @@ def _notes(sums: Sums, fvu: float, n_outliers: int, without: Estimate | None, sh
     if totals[terms.AT_MEAN] > 0:
         notes.append(f"{int(totals[terms.AT_MEAN])} tokens equal the mean: no token-mean FVU")
     if shrinkage is None:
-        notes.append("no shrinkage: every reconstruction is zero")
+        notes.append(
+            "no shrinkage about the origin: reconstructions are all zero, or do not correlate with activations"
+        )
+    if centred is None:
+        notes.append(
+            "no shrinkage about b_dec: reconstructions are all at b_dec (every latent silent), or do not correlate "
+            "with activations"
+        )
     return notes
 
 

@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.bootstrap import DocumentSums, Interval, Statistic, bootstrap
+from sparsight.evaluation.frozen_record import Record as Record
 from sparsight.evaluation.shrinkage import Shrinkage
+from sparsight.evaluation.shrinkage_panel_record import PANEL_CONVENTIONS, ShrinkagePanel
 
 TOKEN_POLICY = (
     "every stored token: padding and special tokens (such as BOS) are left out; tokens of outlying norm are in, and "
@@ -25,16 +26,11 @@ CONVENTIONS = {
     "density": "share of tokens on which a latent is not 0; dead: on none of n_tokens; dense: on more than 0.1",
     "shrinkage": "a = E|x|^2, h = E|x_hat|^2, c = E<x, x_hat>; rho = c / sqrt(ah), nu = sqrt(h/a), r = h/c",
     "shrinkage_centred": "the same for x - b_dec and x_hat - b_dec",
+    **PANEL_CONVENTIONS,
     "loss": "next-token cross-entropy in nats, mean over predicted counted tokens; splice and ablations replace the "
     "same positions; the mean is that of the evaluated tokens",
     "interval": "percentile bootstrap over documents",
 }
-
-
-class Record(BaseModel):
-    """Base of what is written to disk: nothing unknown is accepted, nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Estimate(Record):
@@ -179,6 +175,7 @@ class Evaluation(Record):
     density: DensityRecord
     shrinkage: Shrinkage | None
     shrinkage_centred: Shrinkage | None
+    shrinkage_panel: ShrinkagePanel | None = None
     loss: LossRecord | None
     no_loss_because: str | None
     notes: list[str]

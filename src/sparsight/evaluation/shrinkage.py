@@ -9,6 +9,8 @@ from torch import Tensor
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.pairs import float64_pair
 
+ROUNDING = 1e-13  # of the terms of a sum about a centre, below which it counts as 0
+
 
 @dataclass(frozen=True)
 class Shrinkage:
@@ -103,11 +105,14 @@ class ShrinkageSums:
         c = centre.double().to(self.sum_x.device)
         length = self.n * c.square().sum().item()
         along_x, along_x_hat = (c @ self.sum_x).item(), (c @ self.sum_x_hat).item()
-        return family_of(
-            self.sum_x_sq - 2 * along_x + length,
-            self.sum_x_hat_sq - 2 * along_x_hat + length,
-            self.sum_dot - along_x - along_x_hat + length,
+        a = self.sum_x_sq - 2 * along_x + length
+        h = self.sum_x_hat_sq - 2 * along_x_hat + length
+        dot = self.sum_dot - along_x - along_x_hat + length
+        # What rounding leaves of sums that cancel is nothing.
+        none_a, none_h = (
+            of <= ROUNDING * (plain + length) for of, plain in ((a, self.sum_x_sq), (h, self.sum_x_hat_sq))
         )
+        return family_of(0.0 if none_a else a, 0.0 if none_h else h, dot)
 
 
 def family_of(a: float, h: float, c: float) -> Shrinkage:

@@ -82,10 +82,17 @@ class GroupedShrinkageSums:
 
 def norm_deciles(x: Float[Tensor, "n d_in"], n_groups: int = 10) -> Float64[Tensor, " edges"]:
     """The inner edges of `n_groups` equally frequent ranges of `|x|`, in the units of `x`."""
+    return equally_frequent(x.detach().double().norm(dim=1), n_groups)
+
+
+def equally_frequent(values: Float[Tensor, " n"], n_groups: int = 10) -> Float64[Tensor, " edges"]:
+    """The inner edges of `n_groups` equally frequent ranges of numbers; all 0 of none."""
     shares = torch.linspace(0, 1, n_groups + 1, dtype=torch.float64)[1:-1]
-    norms = x.detach().double().norm(dim=1).sort().values
+    if not len(values):
+        return torch.zeros_like(shares)
+    ordered = values.detach().double().sort().values
     # The nearest rank below: `torch.quantile` refuses more than 16 million values.
-    edges: Tensor = norms[(shares * len(norms)).long().clamp_max(len(norms) - 1)]
+    edges: Tensor = ordered[(shares * len(ordered)).long().clamp_max(len(ordered) - 1)]
     return edges
 
 
@@ -108,6 +115,7 @@ class ValueProfile:
         sum_value: Sum of the values.
         sum_should_sq: Sum of squares of what they should be.
         sum_product: Sum of products of the two.
+        sum_value_sq: Sum of squares of the values.
     """
 
     edges: Float64[Tensor, " edges"]
@@ -116,6 +124,7 @@ class ValueProfile:
     sum_value: Float64[Tensor, " bins"]
     sum_should_sq: Float64[Tensor, " bins"]
     sum_product: Float64[Tensor, " bins"]
+    sum_value_sq: Float64[Tensor, " bins"]
 
     @staticmethod
     def of(
@@ -136,6 +145,7 @@ class ValueProfile:
             total(values),
             total(should.square()),
             total(values * should),
+            total(values.square()),
         )
 
     def __add__(self, other: "ValueProfile") -> "ValueProfile":
@@ -148,6 +158,7 @@ class ValueProfile:
             self.sum_value + other.sum_value,
             self.sum_should_sq + other.sum_should_sq,
             self.sum_product + other.sum_product,
+            self.sum_value_sq + other.sum_value_sq,
         )
 
     @property
@@ -179,3 +190,44 @@ class ValueProfile:
             raise UndefinedMetric(f"a line through {n} values that should all be equal is undefined; give more of them")
         slope = (n * product - should * value) / spread
         return slope, (value - slope * should) / n
+
+    @property
+    def factor(self) -> float:
+        """The `g` for which `g * should` is nearest to the values, all bins together.
+
+        Raises:
+            UndefinedMetric: there is nothing, or all of it should be 0.
+        """
+        if (squares := float(self.sum_should_sq.sum())) <= 0:
+            raise UndefinedMetric(f"a factor of {int(self.n.sum())} values that should all be 0 is undefined")
+        return float(self.sum_product.sum()) / squares
+
+    @property
+    def amount(self) -> float:
+        """The `t` for which `should - t` is nearest to the values: how much is taken off, in their units.
+
+        Raises:
+            UndefinedMetric: there is nothing.
+        """
+        if (n := int(self.n.sum())) == 0:
+            raise UndefinedMetric("an amount taken off no values is undefined")
+        return float((self.sum_should - self.sum_value).sum()) / n
+
+    @property
+    def explained(self) -> tuple[float, float]:
+        """Shares of `sum (value - should)^2` that one factor and one amount account for, each alone.
+
+        The larger one says of which kind shrinkage is; both near 0 say that values err without being shrunk.
+
+        Raises:
+            UndefinedMetric: all values are what they should be, or there are none.
+        """
+        value_sq, should_sq, product = (
+            float(of.sum()) for of in (self.sum_value_sq, self.sum_should_sq, self.sum_product)
+        )
+        error = value_sq - 2 * product + should_sq
+        if error <= 1e-13 * (value_sq + should_sq):
+            raise UndefinedMetric("no value differs from what it should be: there is no shrinkage to explain")
+        by_factor = should_sq * (self.factor - 1) ** 2
+        by_amount = int(self.n.sum()) * self.amount**2
+        return by_factor / error, by_amount / error

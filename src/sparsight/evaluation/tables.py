@@ -1,12 +1,13 @@
 """Records as tables for a terminal and as figures. Layout only: every number was computed elsewhere."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sparsight.evaluation.features.best_latent import FeatureTable
     from sparsight.evaluation.record import Evaluation
+    from sparsight.evaluation.shrinkage_panel_record import ShrinkagePanel
 
 
 def rendered(*parts: "Table | str", width: int = 110) -> str:
@@ -46,7 +47,43 @@ def evaluation_table(e: "Evaluation") -> str:
     notes = [f"note: {note}" for note in e.notes]
     if e.no_loss_because:
         notes.append(f"no loss added: {e.no_loss_because}")
-    return rendered(table, *notes)
+    panel = [] if e.shrinkage_panel is None else panel_tables(e.shrinkage_panel)
+    return rendered(table, *notes, *panel)
+
+
+def panel_tables(panel: "ShrinkagePanel") -> "list[Table | str]":
+    """Where shrinkage is: one line for each group of tokens, and one for each range of values."""
+    groups = titled(f"Shrinkage about the offset, {panel.n_tokens:,} tokens", "tokens", "number", "r", "rho", "nu")
+    named = [("norm", group) for group in panel.by_norm] + [("position", group) for group in panel.by_position]
+    for name, g in named:
+        numbers = (
+            ["undefined"] * 3 if g.family is None else [f"{v:.4f}" for v in (g.family.r, g.family.rho, g.family.nu)]
+        )
+        groups.add_row(f"{name} {between(g.low, g.high)}", f"{g.n_tokens:,}", *numbers)
+    values = titled("Values against refitted ones", "values", "number", "mean", "refitted", "ratio", "difference")
+    for b in panel.by_value:
+        cells = ("" if v is None else f"{v:.4g}" for v in (b.value, b.refitted, b.ratio, b.difference))
+        values.add_row(between(b.low, b.high), f"{b.n_values:,}", *cells)
+    said: list[Any] = [groups, values]
+    if panel.explained_by_factor is not None and panel.explained_by_amount is not None:
+        said.append(
+            f"of what refitting improves, one factor accounts for {panel.explained_by_factor:.1%}, "
+            f"one amount for {panel.explained_by_amount:.1%}"
+        )
+    if panel.joint_scale is not None and panel.refit_slope is not None:
+        j, s = panel.joint_scale, panel.refit_slope
+        said.append(
+            f"{panel.n_latents:,} latents: best joint scale {j.median:.3f} ({j.p5:.3f} to {j.p95:.3f}), "
+            f"refitted over own value {s.median:.3f} ({s.p5:.3f} to {s.p95:.3f})"
+        )
+    return said
+
+
+def between(low: float | None, high: float | None) -> str:
+    """A range in words."""
+    if low is None:
+        return "all" if high is None else f"up to {high:.3g}"
+    return f"above {low:.3g}" if high is None else f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def _rows(e: "Evaluation") -> list[tuple[str, str, str, str]]:
