@@ -19,6 +19,8 @@ from sparsight.dictionaries import (
     Gated,
     JointNormalization,
     JumpReLU,
+    MatchingPursuit,
+    MatchingPursuitDictionary,
     Matryoshka,
     Normalization,
     Pursuit,
@@ -49,6 +51,7 @@ ARCHITECTURES = [
     Crosscoder(40, 5),
     Crosscoder(40, l1=0.1),
     WeightedTopK(40, 5),
+    MatchingPursuit(40, 5),
 ]
 every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.run_name)
 D = 10
@@ -63,6 +66,9 @@ def shaken(config: DictionaryConfig) -> AbstractDictionary:
             parameter += 0.05 * torch.randn(parameter.shape, generator=g)
         if isinstance(dictionary, WeightedTopKDictionary):
             dictionary.selection += torch.rand(40, generator=g)
+        if isinstance(dictionary, MatchingPursuitDictionary):
+            dictionary.norm *= 0.5 + 0.5 * torch.rand(40, generator=g)
+            dictionary.residual_limit += 0.1
         dictionary.normalize_atoms_()
     return dictionary.requires_grad_(False)
 
@@ -102,6 +108,14 @@ def test_the_code_follows_from_the_rule_of_the_architecture(config: DictionaryCo
         expected = [nnls(atoms[on].T.numpy(), row.numpy())[0] for row, on in zip(centred, chosen, strict=True)]
         values = [dense[on] for dense, on in zip(dictionary.encode_dense(x), chosen, strict=True)]
         torch.testing.assert_close(torch.cat(values), torch.cat([torch.tensor(w) for w in expected]).float())
+        return
+    if isinstance(dictionary, MatchingPursuitDictionary):
+        # At most k latents, the one of the largest product among them, and less left than before.
+        z = dictionary.encode_dense(x)
+        assert bool((z.count_nonzero(dim=1) <= config.k).all())
+        first = ((x - dictionary.b_dec) @ dictionary.rows.T).max(dim=1)
+        assert bool((z.gather(1, first.indices[:, None]) > 0).all())
+        assert float((x - dictionary(x)).square().mean()) < float((x - dictionary.b_dec).square().mean())
         return
     parameters = dict(dictionary.named_parameters())
     u = (x - parameters.get("b_in", dictionary.b_dec)) @ parameters["W_enc"]

@@ -205,6 +205,31 @@ def test_a_matching_pursuit_of_fixed_length_is_read(tmp_path: Path) -> None:
     agrees(tmp_path, f, t, "pursuit")
 
 
+@pytest.mark.parametrize("limit", [0.0, 0.9])
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_matching_pursuit_over_rows_of_any_norm_stops_where_it_did(stops: bool, limit: float, tmp_path: Path) -> None:
+    t = {name: tensor for name, tensor in tensors().items() if name in ("W_dec", "b_dec")}
+    t["W_dec"] = torch.nn.functional.normalize(t["W_dec"], dim=1) * torch.linspace(0.7, 1.1, M)[:, None]
+    rules = {"max_iterations": 7, "residual_threshold": limit, "stop_on_duplicate_support": stops}
+    folder_of(tmp_path, config("matching_pursuit", **rules), t)
+    f = torch.zeros(32, M)
+    steps = [0] * 32
+    for i, (row, code) in enumerate(zip(inputs() - t["b_dec"], f, strict=True)):  # one token after the other
+        for _ in range(7):
+            scores = row @ t["W_dec"].T
+            j = int(scores.argmax())
+            again = bool(code[j] > 0) or bool(scores[j] <= 0)
+            code[j] += scores[j].relu()
+            steps[i] += 1
+            row = row - scores[j].relu() * t["W_dec"][j]
+            if (stops and again) or row.norm() < limit:
+                break
+    assert len(set(steps)) > 1 or not (stops or limit)
+    agrees(tmp_path, f, t, "matching_pursuit")
+    write_dictionary_as(load_dictionary(tmp_path), tmp_path / "again", "saelens")
+    agrees(tmp_path / "again", f, t, "matching_pursuit")
+
+
 # ---- versions before 6
 
 
@@ -268,7 +293,17 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Tensor], str]] = {
         tensors() | {"scaling_factor": torch.full((M,), 2.0)},
         "'finetuning_scaling_factor' is false",
     ),
-    "pursuit that stops": (config("matching_pursuit"), tensors(), "'stop_on_duplicate_support' is True"),
+    "pursuit without steps": (config("matching_pursuit", max_iterations=0), tensors(), "must be at least 1, got 0"),
+    "pursuit with a limit below 0": (
+        config("matching_pursuit", residual_threshold=-1.0),
+        tensors(),
+        r"'residual_threshold' must be 0 or a positive number, got -1\.0",
+    ),
+    "normalised pursuit": (
+        config("matching_pursuit", normalize_activations="expected_average_only_in"),
+        tensors(),
+        "for matching_pursuit only 'none' is known",
+    ),
     "no width": ({**config("standard"), "d_sae": None}, tensors(), "key 'd_sae' is missing"),
     "another width": (config("standard", d_sae=M + 1), tensors(), r"must be \[6, 16\].* got \[6, 15\]"),
     "half a latent": (config("topk", k=3.5), tensors(), "key 'k' must be a whole number, got 3.5"),

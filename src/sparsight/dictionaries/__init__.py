@@ -11,6 +11,7 @@ from sparsight.dictionaries.batchtopk import BatchTopK, BatchTopKDictionary
 from sparsight.dictionaries.crosscoder import Crosscoder, CrosscoderDictionary
 from sparsight.dictionaries.gated import Gated, GatedDictionary
 from sparsight.dictionaries.jumprelu import JumpReLU, JumpReLUDictionary
+from sparsight.dictionaries.matching_pursuit import MatchingPursuit, MatchingPursuitDictionary
 from sparsight.dictionaries.matryoshka import Matryoshka, MatryoshkaDictionary
 from sparsight.dictionaries.pursuit import Pursuit, PursuitDictionary
 from sparsight.dictionaries.relu import ReLU, ReLUDictionary
@@ -30,6 +31,8 @@ __all__ = [
     "JointNormalization",
     "JumpReLU",
     "JumpReLUDictionary",
+    "MatchingPursuit",
+    "MatchingPursuitDictionary",
     "Matryoshka",
     "MatryoshkaDictionary",
     "Normalization",

@@ -6,6 +6,7 @@ from sparsight.dictionaries import (
     DictionaryConfig,
     Gated,
     JumpReLU,
+    MatchingPursuit,
     Matryoshka,
     Pursuit,
     ReLU,
@@ -19,6 +20,6 @@ ARCHITECTURES: dict[str, type[DictionaryConfig]] = {
     config.architecture: config
     for config in (
         *(TopK, BatchTopK, Matryoshka, JumpReLU, Pursuit, ReLU, Gated, Transcoder, Crosscoder),
-        WeightedTopK,
+        *(WeightedTopK, MatchingPursuit),
     )
 }

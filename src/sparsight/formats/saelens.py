@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.dictionaries import AbstractDictionary, Pursuit, PursuitDictionary, TranscoderDictionary
+from sparsight.dictionaries import (
+    AbstractDictionary,
+    MatchingPursuitDictionary,
+    PursuitDictionary,
+    TranscoderDictionary,
+)
 from sparsight.errors import FormatError
 from sparsight.formats import saelens_writing
 from sparsight.formats.restoring import restored
 from sparsight.formats.safe_reading import Tensors, read_json, read_safetensors
 from sparsight.formats.sites import hub_name, site_of_hook
-from sparsight.formats.weights import Weights, dictionary_of, integer
+from sparsight.formats.weights import Weights, dictionary_of, integer, pursuit_of
 
 WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
 # Beside checkpoints only: what activations were multiplied by before they came in.
@@ -208,32 +213,24 @@ def _unwhitened(weights: Weights, path: Path) -> Weights:
     return weights.of_affine_input(mean, matrix, tensors.take("inverse_matrix", d, d))
 
 
-def _pursuit(cfg: dict[str, Any], tensors: Tensors, where: Path) -> PursuitDictionary:
-    """Matching pursuit, where it runs a fixed number of steps."""
-    for key, default, carried in (
-        ("stop_on_duplicate_support", True, False),
-        ("residual_threshold", 1e-2, 0),
-        ("normalize_activations", "none", "none"),
-    ):
-        if (found := cfg.get(key, default)) != carried:
-            raise FormatError(
-                f"{where}: key {key!r} is {found!r:.40}: pursuits here run up to max_iterations steps, so only "
-                f"{carried!r} can be carried over"
-            )
+def _pursuit(cfg: dict[str, Any], tensors: Tensors, where: Path) -> PursuitDictionary | MatchingPursuitDictionary:
+    """Matching pursuit: ours where it runs a fixed number of steps over rows of norm 1, else with its own rules."""
+    if (mode := cfg["normalize_activations"]) != "none":
+        raise FormatError(
+            f"{where}: key 'normalize_activations' is {mode!r:.40}; for matching_pursuit only 'none' is known"
+        )
     d_in, n = _width(cfg, "d_in", where), _width(cfg, "d_sae", where)
     k = d_in if cfg.get("max_iterations") is None else _width(cfg, "max_iterations", where)
+    if k < 1:
+        raise FormatError(f"{where}: key 'max_iterations' must be at least 1, got {k}")
+    limit = cfg.get("residual_threshold", 1e-2)
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < float("inf"):
+        raise FormatError(f"{where}: key 'residual_threshold' must be 0 or a positive number, got {limit!r:.40}")
+    stops = bool(cfg.get("stop_on_duplicate_support", True))
     W_dec, b_dec = tensors.take("W_dec", n, d_in), tensors.take("b_dec", d_in)
-    norms = W_dec.double().norm(dim=1)
-    if float((norms - 1).abs().max()) > 1e-5:
-        raise FormatError(f"{tensors.path}: rows of W_dec must have norm 1 for a pursuit, got {float(norms.max()):.6g}")
-    if not 1 <= k <= n:
-        raise FormatError(f"{where}: max_iterations must be between 1 and the {n} latents, got {k}")
-    config = Pursuit(n, k, coder="matching_pursuit", polish=False)
-    dictionary = PursuitDictionary(config, W_dec.float())
-    dictionary.normalize_atoms_()
-    if cfg.get("apply_b_dec_to_input", True):  # otherwise it is not used at all
-        dictionary.b_dec.data = b_dec.float()
-    return dictionary
+    if not cfg.get("apply_b_dec_to_input", True):  # then it is not added at the end either
+        b_dec = torch.zeros_like(b_dec)
+    return pursuit_of(W_dec, b_dec, k, stops, float(limit))
 
 
 def _locate(dictionary: AbstractDictionary, metadata: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from sparsight.dictionaries import (
     BatchTopKDictionary,
     GatedDictionary,
     JumpReLUDictionary,
+    MatchingPursuitDictionary,
     MatryoshkaDictionary,
     PursuitDictionary,
     ReLUDictionary,
@@ -150,6 +151,16 @@ def _(dictionary: PursuitDictionary) -> Parts:
     rules = {"max_iterations": config.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
     tensors: dict[str, Tensor] = {"W_dec": dictionary.atoms, "b_dec": dictionary.b_dec}
     return {"architecture": "matching_pursuit", **rules}, tensors
+
+
+@_parts.register
+def _(dictionary: MatchingPursuitDictionary) -> Parts:
+    rules = {
+        "max_iterations": dictionary.config.k,
+        "residual_threshold": float(dictionary.residual_limit),
+        "stop_on_duplicate_support": dictionary.config.stop_on_repeat,
+    }
+    return {"architecture": "matching_pursuit", **rules}, {"W_dec": dictionary.rows, "b_dec": dictionary.b_dec}
 
 
 @_parts.register

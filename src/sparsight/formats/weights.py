@@ -21,7 +21,11 @@ from sparsight.dictionaries import (
     GatedDictionary,
     JumpReLU,
     JumpReLUDictionary,
+    MatchingPursuit,
+    MatchingPursuitDictionary,
     Place,
+    Pursuit,
+    PursuitDictionary,
     ReLU,
     ReLUDictionary,
     TopK,
@@ -137,6 +141,31 @@ def dictionary_of(weights: Weights, where: Path) -> AbstractDictionary:
         dictionary = ReLUDictionary(ReLU(len(weights.W_dec), 0.0), unit_atoms(weights.W_dec))
         _fill(dictionary, **_offset_encoder(weights))
     return dictionary.requires_grad_(False)
+
+
+def pursuit_of(
+    W_dec: Float[Tensor, "n_latents d_in"], b_dec: Float[Tensor, " d_in"], k: int, stops: bool, limit: float
+) -> PursuitDictionary | MatchingPursuitDictionary:
+    """Matching pursuit over given rows.
+
+    Args:
+        W_dec: Rows, of any norm.
+        b_dec: Subtracted at the start, added at the end.
+        k: Steps, at most.
+        stops: Whether a step that activates no new latent is the last.
+        limit: Norm of the residual below which a token is finished.
+    """
+    n_latents, norms = len(W_dec), W_dec.double().norm(dim=1)
+    fixed = not stops and limit == 0 and float((norms - 1).abs().max()) <= EQUAL_NORMS and k <= n_latents
+    dictionary: PursuitDictionary | MatchingPursuitDictionary
+    if fixed:
+        config = Pursuit(n_latents, k, coder="matching_pursuit", polish=False)
+        dictionary = PursuitDictionary(config, unit_atoms(W_dec))
+        _fill(dictionary, b_dec=b_dec)
+    else:
+        dictionary = MatchingPursuitDictionary(MatchingPursuit(n_latents, k, stop_on_repeat=stops), unit_atoms(W_dec))
+        _fill(dictionary, b_dec=b_dec, norm=norms, residual_limit=torch.tensor(limit))
+    return dictionary
 
 
 def unit_atoms(W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "n_latents d_out"]:

@@ -45,8 +45,10 @@ def shaken(dictionary: AbstractDictionary, site: str | None = "5.resid_post") ->
         for name, parameter in dictionary.named_parameters():
             if name in ("log_theta", "log_threshold"):
                 parameter.fill_(-0.5)
-            elif name == "selection":
+            elif name in ("selection", "norm"):
                 parameter.add_(torch.rand(parameter.shape, generator=g))
+            elif name == "residual_limit":
+                parameter.fill_(0.5)
             elif name.startswith("anneal"):
                 continue
             else:

@@ -115,6 +115,10 @@ def write_theirs(folder):
     pursuit = inference("matching_pursuit", **rules)
     pursuit.W_dec.data = torch.nn.functional.normalize(pursuit.W_dec.data, dim=-1)
     keep(folder, "matching-pursuit", pursuit)
+    # As they come by default: rows of any norm, until a step finds nothing new or little is left.
+    keep(folder, "matching-pursuit-default", inference("matching_pursuit"))
+    limited = inference("matching_pursuit", residual_threshold=1.5, stop_on_duplicate_support=False)
+    keep(folder, "matching-pursuit-limited", limited)
     keep(folder, "abstopk", inference("abstopk", k=6))
     for mode in ("layer_norm", "constant_norm_rescale"):
         keep(folder, mode, inference("standard", normalize_activations=mode))

@@ -8,7 +8,18 @@ import torch
 from peers import export, run_peer, shaken
 from safetensors.torch import load_file
 
-from sparsight.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, Pursuit, ReLU, TopK, Transcoder, WeightedTopK
+from sparsight.dictionaries import (
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    MatchingPursuit,
+    Matryoshka,
+    Pursuit,
+    ReLU,
+    TopK,
+    Transcoder,
+    WeightedTopK,
+)
 from sparsight.dictionaries.base import DictionaryConfig
 from sparsight.errors import FormatError
 from sparsight.formats import load_dictionary
@@ -29,6 +40,7 @@ OURS: dict[str, DictionaryConfig] = {
     "gated": Gated(40, 0.1),
     "gated-one-offset": Gated(40, 0.1, shared_bias=True, fixed_r_mag=True),
     "gated-no-step": Gated(40, 0.1, heaviside=False),
+    "matching_pursuit": MatchingPursuit(40, 7),
     "pursuit": Pursuit(40, 5, coder="matching_pursuit", polish=False),
     "transcoder": Transcoder(40),
     "transcoder-skip": Transcoder(40, skip=True),
@@ -66,6 +78,8 @@ ARCHITECTURES = {
     "jumprelu_transcoder": "transcoder",
     "jumprelu_skip_transcoder": "transcoder",
     "matching-pursuit": "pursuit",
+    "matching-pursuit-default": "matching_pursuit",
+    "matching-pursuit-limited": "matching_pursuit",
 }
 REFUSED = {
     "abstopk": "key 'architecture' is 'abstopk'",
