@@ -58,7 +58,11 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         FormatError: the file cannot be read, or an entry is no array of numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file open that it refuses.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("one array, not an archive of named ones")
             return {name: torch.from_numpy(_numbers(archive[name], name)) for name in archive.files}
     except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path}: no NumPy archive of plain numbers ({_one_line(error)})") from error

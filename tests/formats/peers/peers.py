@@ -12,6 +12,8 @@ from sparsight.formats import write_dictionary_as
 from sparsight.models import Site
 
 HERE = Path(__file__).parent
+# Seconds for one peer. It takes 20 on an idle machine, most of them for its imports.
+PATIENCE = 900
 
 
 def run_peer(script: str, folder: Path) -> None:
@@ -19,13 +21,13 @@ def run_peer(script: str, folder: Path) -> None:
     python = os.environ.get("PEERS_PYTHON", "")
     assert python, "tests marked `peers` need PEERS_PYTHON, a Python that has the other projects: make test-peers"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
         [python, str(HERE / script), str(folder)],
         env={**environment, **quiet},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

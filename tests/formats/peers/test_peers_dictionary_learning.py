@@ -13,7 +13,7 @@ from sparsight.errors import FormatError
 from sparsight.formats import load_dictionary
 from sparsight.models import Site
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(1000)]
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 D = 12
