@@ -55,6 +55,12 @@ _ALL: tuple[Study, ...] = (
         "Lewis Smith's comments on inference-time optimisation",
         "sparsight.studies.without_autoencoders",
     ),
+    Study(
+        "shrinkage",
+        "Which formula measures shrinkage, why did the wrong one look right, and what shrinks?",
+        "Sam Marks' comments on the Gated SAE paper",
+        "sparsight.studies.shrinkage",
+    ),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
