@@ -9,11 +9,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsight.dictionaries import Crosscoder, Gated, Matryoshka, Pursuit, TopK, Transcoder
+from sparsight.dictionaries import (
+    Crosscoder,
+    Gated,
+    MatchingPursuit,
+    Matryoshka,
+    Pursuit,
+    TopK,
+    Transcoder,
+    WeightedTopK,
+)
 from sparsight.dictionaries.base import DictionaryConfig
 from sparsight.errors import FormatError
-from sparsight.formats import load_dictionary, write_dictionary_as
+from sparsight.formats import load_dictionary, weights, write_dictionary_as
 from sparsight.models import Site
+from sparsight.training import Training, train
 
 D, M, D_OUT = 6, 15, 5
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -166,6 +176,14 @@ def test_the_scale_beside_a_checkpoint_is_folded_into_weights_and_thresholds(res
     torch.testing.assert_close(dictionary(inputs()), (f @ t["W_dec"] + t["b_dec"]) / s, **CLOSE)
 
 
+def test_blocks_of_latents_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path, config("standard", apply_b_dec_to_input=False), tensors())
+    whole = load_dictionary(tmp_path)
+    monkeypatch.setattr(weights, "BLOCK", 4)
+    for name, parameter in load_dictionary(tmp_path).named_parameters():
+        assert torch.equal(parameter, dict(whole.named_parameters())[name])
+
+
 def test_a_row_of_norm_0_becomes_a_silent_latent(tmp_path: Path) -> None:
     t = tensors()
     t["W_dec"][7] = 0
@@ -228,6 +246,16 @@ def test_a_matching_pursuit_over_rows_of_any_norm_stops_where_it_did(stops: bool
     agrees(tmp_path, f, t, "matching_pursuit")
     write_dictionary_as(load_dictionary(tmp_path), tmp_path / "again", "saelens")
     agrees(tmp_path / "again", f, t, "matching_pursuit")
+
+
+@pytest.mark.parametrize(
+    "config", [WeightedTopK(12, 3), MatchingPursuit(12, 3), Transcoder(12)], ids=lambda c: c.run_name
+)
+def test_what_only_holds_published_weights_is_not_trained(config: DictionaryConfig, tmp_path: Path) -> None:
+    source = [torch.ones(64, D), torch.ones(64, D)] if isinstance(config, Transcoder) else torch.ones(64, D)
+    with pytest.raises(ValueError, match="holds weights that others published and has no training"):
+        train(source, [config], Training(n_tokens=64, batch_size=32), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ---- versions before 6

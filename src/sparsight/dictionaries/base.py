@@ -133,6 +133,11 @@ class DictionaryConfig(ABC):
     n_sites: ClassVar[tuple[int, int | None]] = (1, 1)
 
     @property
+    def trainable(self) -> bool:
+        """Whether training knows what to minimise. Not so for some that only hold what others published."""
+        return True
+
+    @property
     @abstractmethod
     def run_name(self) -> str:
         """Folder name of a run of this configuration, e.g. `topk-1024-k16`."""

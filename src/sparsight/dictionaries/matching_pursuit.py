@@ -36,6 +36,10 @@ class MatchingPursuit(DictionaryConfig):
         check_positive(n_latents=self.n_latents, k=self.k)
 
     @property
+    def trainable(self) -> bool:
+        return False
+
+    @property
     def run_name(self) -> str:
         return f"matching_pursuit-{self.n_latents}-k{self.k}"
 

@@ -72,6 +72,10 @@ class Transcoder(DictionaryConfig):
         check_auxiliary(self.aux, self.k_aux)
 
     @property
+    def trainable(self) -> bool:
+        return self.k is not None
+
+    @property
     def run_name(self) -> str:
         sparsity = f"k{self.k}" if self.k is not None else ("jump" if self.jump else "relu")
         return f"transcoder-{self.n_latents}-{sparsity}{'-skip' if self.skip else ''}"

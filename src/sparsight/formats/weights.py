@@ -4,7 +4,7 @@ Elsewhere rows of a decoder have any norm. With `f` the code there and `n_j = |r
 unit atoms is `sum_j (f_j n_j) row_j / n_j`: **our values are theirs times the norm of the decoder's row**, in the units
 of the activations. Encoder, offsets and thresholds are multiplied by `n_j` to give such values directly.
 
-Everything is computed in float64 and rounded to float32 once.
+Everything is computed in float64, a few thousand latents at a time, and rounded to float32 once.
 """
 
 from dataclasses import dataclass, replace
@@ -39,6 +39,8 @@ from sparsight.errors import FormatError
 
 # Float32 rows that were normalised differ in norm by about 1e-7; what is ranked by either norm is then ranked alike.
 EQUAL_NORMS = 1e-6
+# Latents whose weights are held in float64 at once: a file of gigabytes must not need three times its size.
+BLOCK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,7 @@ class Weights:
     @property
     def norms(self) -> Float[Tensor, " n_latents"]:
         """Norm of every row of the decoder, in float64."""
-        norms: Tensor = self.W_dec.double().norm(dim=1)
-        return norms
+        return _row_norms(self.W_dec)
 
     def of_scaled_input(self, scale: float) -> "Weights":
         """The weights for raw `x` and raw outputs, where these are for `scale * x` and give `scale` times the output.
@@ -111,8 +112,7 @@ class Weights:
 
     def _with_norms_folded(self) -> "Weights":
         """The same with `a |row|` in place of `a`: ranks and thresholds then are of `a`, whatever rows become."""
-        encoder = _encoder(self)
-        W_enc, b_enc = encoder["W_enc"], encoder["b_enc"]
+        W_enc, b_enc = self.W_enc.double() * self.norms, self.b_enc.double() * self.norms
         return replace(self, W_enc=W_enc, b_enc=b_enc, W_dec=unit_atoms(self.W_dec), by_norm=False)
 
 
@@ -155,7 +155,7 @@ def pursuit_of(
         stops: Whether a step that activates no new latent is the last.
         limit: Norm of the residual below which a token is finished.
     """
-    n_latents, norms = len(W_dec), W_dec.double().norm(dim=1)
+    n_latents, norms = len(W_dec), _row_norms(W_dec)
     fixed = not stops and limit == 0 and float((norms - 1).abs().max()) <= EQUAL_NORMS and k <= n_latents
     dictionary: PursuitDictionary | MatchingPursuitDictionary
     if fixed:
@@ -170,11 +170,17 @@ def pursuit_of(
 
 def unit_atoms(W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "n_latents d_out"]:
     """Rows divided by their norms; the first axis for rows of norm 0."""
-    rows = W_dec.double()
-    norms = rows.norm(dim=1, keepdim=True)
-    axis = torch.zeros(1, rows.shape[1], dtype=torch.float64)
+    atoms = torch.empty(W_dec.shape, dtype=torch.float32)
+    axis = torch.zeros(1, W_dec.shape[1], dtype=torch.float64)
     axis[0, 0] = 1
-    return torch.where(norms > 0, rows / norms.clamp_min(torch.finfo(torch.float64).tiny), axis).float()
+    for rows, made in zip(torch.split(W_dec, BLOCK), torch.split(atoms, BLOCK), strict=True):
+        norms = _row_norms(rows)[:, None]
+        made.copy_(torch.where(norms > 0, rows / norms.clamp_min(torch.finfo(torch.float64).tiny), axis))
+    return atoms
+
+
+def _row_norms(W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, " n_latents"]:
+    return torch.cat([rows.double().norm(dim=1) for rows in torch.split(W_dec, BLOCK)])
 
 
 def log_threshold(threshold: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -184,13 +190,21 @@ def log_threshold(threshold: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 def _encoder(weights: Weights) -> dict[str, Tensor]:
     norms = weights.norms
-    return {"W_enc": weights.W_enc.double() * norms, "b_enc": weights.b_enc.double() * norms}
+    W_enc = torch.empty(weights.W_enc.shape, dtype=torch.float32)
+    for columns in _blocks(len(norms)):
+        W_enc[:, columns] = weights.W_enc[:, columns].double() * norms[columns]
+    return {"W_enc": W_enc, "b_enc": weights.b_enc.double() * norms}
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(first, first + BLOCK) for first in range(0, n, BLOCK)]
 
 
 def _shift(weights: Weights) -> Float[Tensor, " n_latents"]:
     """What an encoder's offsets gain when `b_dec` is subtracted from its input in place of `b_in`."""
-    b_in = torch.zeros_like(weights.b_dec) if weights.b_in is None else weights.b_in
-    return (weights.b_dec.double() - b_in.double()) @ weights.W_enc.double()
+    gained = weights.b_dec.double() if weights.b_in is None else weights.b_dec.double() - weights.b_in.double()
+    n_latents = weights.W_enc.shape[1]
+    return torch.cat([gained @ weights.W_enc[:, columns].double() for columns in _blocks(n_latents)])
 
 
 def _offset_encoder(weights: Weights) -> dict[str, Tensor]:

@@ -110,9 +110,14 @@ def open_source(
 
 
 def _check_configs(configs: Sequence[DictionaryConfig], source: Source) -> None:
-    """Every dictionary trained together reads the same rows."""
+    """Every dictionary trained together reads the same rows, and can be trained."""
     n = len(source.places)
     for config in configs:
+        if not config.trainable:
+            raise ValueError(
+                f"{config.run_name} holds weights that others published and has no training; train topk, pursuit, or a "
+                "transcoder with a k"
+            )
         least, most = config.n_sites
         if not least <= n <= (n if most is None else most):
             wanted = str(least) if least == most else f"{least} or more"
