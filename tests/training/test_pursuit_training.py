@@ -35,19 +35,67 @@ def recovered(update: str, seed: int, n_tokens: int, out: Path) -> float:
 
 
 @every_update
-def test_the_planted_atoms_are_recovered(update: str, tmp_path: Path) -> None:
-    assert recovered(update, 0, 30_000, tmp_path) >= 0.95
+def test_most_planted_atoms_are_recovered_soon(update: str, tmp_path: Path) -> None:
+    assert recovered(update, 0, 40_000, tmp_path) >= (0.25 if update == "gradient" else 0.85)
+
+
+# Settings were chosen on seeds 0 to 5: these had no part in it.
+@pytest.mark.slow
+@every_update
+@pytest.mark.parametrize("seed", range(10, 15))
+def test_the_planted_atoms_are_recovered_from_every_seed(update: str, seed: int, tmp_path: Path) -> None:
+    n_tokens = 100_000 if update == "online" else 200_000
+    assert recovered(update, seed, n_tokens, tmp_path) >= 0.95
+
+
+def test_a_dictionary_does_not_start_at_atoms_drawn_from_its_own_seed() -> None:
+    """It once did: planted data and dictionary took the same first numbers, and everything was recovered at once."""
+    for seed in range(3):
+        started = Member("run", Pursuit(TRUE, K), D, Training(n_tokens=10_000, seed=seed), torch.device("cpu"))
+        assert float((planted(1, seed)[1] @ started.dictionary.atoms.detach().T).amax(dim=1).mean()) < 0.6
+
+
+def test_the_least_used_atoms_start_anew_at_twenty_times_and_fewer_at_each() -> None:
+    """In 100 steps of which 85 renew, the count is known at each of the times; the sums start again after each."""
+    config = Pursuit(40, 2, renewal=0.5)
+    rule = Member("run", config, 8, Training(n_tokens=1_000, batch_size=10), torch.device("cpu")).rule
+    counts = {}
+    for t in range(1, 101):
+        rule.energy += torch.arange(40, 0, -1)  # the last atoms are used least
+        chosen = rule._least_used(t)
+        if chosen.any():
+            counts[t] = int(chosen.sum())
+            assert chosen.nonzero()[:, 0].tolist() == list(range(40 - counts[t], 40))
+            assert not rule.energy.any()
+    times = [t for t in range(1, 85) if int(t * 20 / 85) > int((t - 1) * 20 / 85)]
+    assert counts == {t: int(20 * (1 - t / 85)) for t in times if int(20 * (1 - t / 85)) > 0}
+    assert min(counts) == 5
+    assert len(counts) == 18
+
+
+def test_renewed_atoms_take_what_the_worst_reconstructions_lack(tmp_path: Path) -> None:
+    config = Pursuit(TRUE, K, renewal=1.0)
+    trained = Member("run", config, D, Training(n_tokens=300, batch_size=1), torch.device("cpu"))
+    x = planted(300, 0)[0]
+    trained.rule.renewing = 10.0  # every batch renews: the first, nine in ten
+    before = trained.dictionary.encode(x)
+    lack = (x - trained.dictionary.decode(before)).detach()
+    worst = lack[lack.norm(dim=1).argsort(descending=True)[:57]]
+    trained.step(x, 1e-3, 1.0)
+    nearest = (torch.nn.functional.normalize(worst, dim=1) @ trained.dictionary.atoms.detach().T).amax(dim=1)
+    torch.testing.assert_close(nearest, torch.ones(57), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-@every_update
-@pytest.mark.parametrize("seed", range(5))
-def test_the_planted_atoms_are_recovered_from_every_seed(update: str, seed: int, tmp_path: Path) -> None:
-    assert recovered(update, seed, 100_000, tmp_path) >= 0.95
+def test_without_renewal_alternation_settles_short_of_the_truth(tmp_path: Path) -> None:
+    x, atoms = planted(20_000, 10)
+    config = Pursuit(TRUE, K, dead_after=5_000, renewal=0.0)
+    run = train(x, [config], Training(n_tokens=100_000, batch_size=512, seed=10), out=tmp_path)[0]
+    assert float(((atoms @ run.dictionary.atoms.T).amax(dim=1) > 0.95).float().mean()) < 0.95
 
 
 def member(update: str, dead_after: int = 100_000, **options: object) -> Member:
-    config = Pursuit(TRUE, K, update=update, dead_after=dead_after, **options)
+    config = Pursuit(TRUE, K, update=update, dead_after=dead_after, **{"renewal": 0.0, **options})
     return Member("run", config, D, Training(n_tokens=10_000), torch.device("cpu"))
 
 
@@ -134,9 +182,11 @@ def test_the_offset_takes_over_the_mean_that_atoms_cannot_explain() -> None:
 
 @every_update
 def test_a_restored_member_goes_on_to_the_same_bits(update: str) -> None:
-    """A checkpoint holds everything that a step reads, revival included."""
+    """A checkpoint holds everything that a step reads, revival and renewal included."""
     batches = planted(800, 0)[0].split(100)
-    whole, first, second = (member(update, dead_after=200) for _ in range(3))
+    whole, first, second = (member(update, dead_after=200, renewal=0.5) for _ in range(3))
+    for trained in (whole, first, second):
+        trained.rule.renewing = 30.0  # two renewals in three batches
     for i, x in enumerate(batches):
         whole.step(x, 1e-2, 1.0)
         (first if i < 4 else second).step(x, 1e-2, 1.0)

@@ -24,6 +24,8 @@ from sparsight.training.pursuit_updates import (
 )
 from sparsight.training.settings import Training
 
+# Times at which atoms are renewed, evenly spaced over the part of training in which they are.
+RENEWALS, RENEWING = 20, 0.85
 # Of the mean co-activation of a latent with itself. Holds atoms that the codes leave undetermined near where they were.
 RIDGE = 1e-3
 
@@ -151,12 +153,18 @@ class PursuitRule:
     Codes that do not solve least squares are refitted on their support first: only then is the derivative at constant
     codes that of the loss (envelope theorem). When `t` batches have come, the past keeps `(1 - 1/t)^forgetting` of its
     weight, a window of about `t / (forgetting + 1)` batches; the offset follows the mean residual over the same window.
+
+    Alternating codes and atoms settles where one atom stands for two directions while two share a third. So from time
+    to time the atoms that reconstruct least (their values squared, summed since the last time) start anew from what the
+    batch's worst reconstructions lack: `renewal` of all atoms at first, falling linearly to none.
     """
 
     def __init__(self, name: str, dictionary: PursuitDictionary, training: Training) -> None:
         self.dictionary = dictionary
         self.update = _UPDATES[dictionary.config.update](name, dictionary, training)
         self.steps = torch.zeros((), dtype=torch.int64)
+        self.energy = torch.zeros(dictionary.n_latents, dtype=torch.float64, device=dictionary.atoms.device)
+        self.renewing = RENEWING * training.n_steps
 
     @torch.no_grad()
     def step(
@@ -178,23 +186,36 @@ class PursuitRule:
         code = self.update.move(code, centred, (1 - 1 / t) ** forgetting, lr)
         left = (centred - code.decode(dictionary.atoms)).mean(dim=0)
         dictionary.b_dec.add_(left, alpha=(forgetting + 1) / (forgetting + t))
-        fired |= self._revive(residual, dead & ~fired)
+        self.energy.index_add_(0, code.indices.flatten(), code.values.double().square().flatten())
+        fired |= self._start_anew(residual, (dead & ~fired) | self._least_used(t))
         return Objective(error, {"reconstruction": error}, l0, fired)
 
-    def _revive(self, residual: Float[Tensor, "b d_in"], silent: Bool[Tensor, " m"]) -> Bool[Tensor, " m"]:
-        """Give silent latents the directions that the batch's worst reconstructions lack; say which got one."""
-        revived = torch.zeros_like(silent)
-        if bool(silent.any()):
-            directions = worst_reconstructed(residual, int(silent.sum()))
-            latents = silent.nonzero()[: len(directions), 0]
-            self.dictionary.atoms[latents] = directions
-            revived[latents] = True
-            self.update.forget(revived)
-        return revived
+    def _least_used(self, t: int) -> Bool[Tensor, " m"]:
+        """The atoms to renew after batch `t`: none but at twenty times, and fewer at each."""
+        chosen = torch.zeros_like(self.energy, dtype=torch.bool)
+        past = [int(batches * RENEWALS / self.renewing) for batches in (t - 1, t)]
+        if past[0] == past[1] or t >= self.renewing:
+            return chosen
+        count = int(self.dictionary.config.renewal * len(chosen) * (1 - t / self.renewing))
+        chosen[self.energy.argsort(stable=True)[:count]] = True
+        self.energy.zero_()
+        return chosen
+
+    def _start_anew(self, residual: Float[Tensor, "b d_in"], latents: Bool[Tensor, " m"]) -> Bool[Tensor, " m"]:
+        """Give latents the directions that the batch's worst reconstructions lack; say which got one."""
+        renewed = torch.zeros_like(latents)
+        if bool(latents.any()):
+            directions = worst_reconstructed(residual, int(latents.sum()))
+            numbers = latents.nonzero()[: len(directions), 0]
+            self.dictionary.atoms[numbers] = directions
+            renewed[numbers] = True
+            self.update.forget(renewed)
+        return renewed
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"steps": self.steps, **self.update.tensors()}
+        return {"steps": self.steps, "energy": self.energy, **self.update.tensors()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.steps.copy_(tensors["steps"])
+        self.energy.copy_(tensors["energy"])
         self.update.restore(tensors)
