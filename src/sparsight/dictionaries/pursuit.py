@@ -31,8 +31,8 @@ class Pursuit(DictionaryConfig):
         forgetting: How fast sums over past batches fade: when `t` batches have come, the `s`-th counts
             `(s / t)^forgetting` times the last. 0 forgets nothing. Not used by `"gradient"`.
         dead_after: A latent silent for this many tokens is given the direction of a badly reconstructed one.
-        renewal: Share of the atoms, those that reconstruct least, that start anew from badly reconstructed tokens, twenty
-            times in the first 85 % of training, falling linearly to none; 0 renews silent ones alone.
+        renewal: Share of the atoms, those that reconstruct least, that start anew from badly reconstructed tokens,
+            twenty times in the first 85 % of training, falling linearly to none; 0 renews silent ones alone.
 
     Raises:
         ValueError: a number is out of its range, or a name is unknown.
