@@ -176,6 +176,28 @@ def test_the_scale_beside_a_checkpoint_is_folded_into_weights_and_thresholds(res
     torch.testing.assert_close(dictionary(inputs()), (f @ t["W_dec"] + t["b_dec"]) / s, **CLOSE)
 
 
+@pytest.mark.parametrize("subtracts", [True, False])
+@pytest.mark.parametrize("ranked", [True, False])
+def test_a_whitening_beside_a_checkpoint_is_folded_and_ranks_stay_those_of_whitened_rows(
+    ranked: bool, subtracts: bool, tmp_path: Path
+) -> None:
+    t, g = tensors(), torch.Generator().manual_seed(5)
+    mean, matrix = torch.randn(D, generator=g), torch.eye(D) + 0.3 * torch.randn(D, D, generator=g)
+    inverse = torch.linalg.inv(matrix).contiguous()
+    more = {"k": 4, "rescale_acts_by_decoder_norm": True} if ranked else {}
+    cfg = config("topk" if ranked else "standard", apply_b_dec_to_input=subtracts, **more)
+    folder_of(tmp_path, {**cfg, "normalize_activations": "covariance_whitening"}, t)
+    save_file(
+        {"mean": mean, "matrix": matrix, "inverse_matrix": inverse}, tmp_path / "activation_whitening.safetensors"
+    )
+    a, norms = pre(t, (inputs() - mean) @ matrix, subtracts), t["W_dec"].norm(dim=1)
+    f = kept(a * norms, a, 4) if ranked else a.relu()
+    dictionary, close = load_dictionary(tmp_path), {"rtol": 1e-4, "atol": 1e-4}
+    written = (t["W_dec"] @ inverse).norm(dim=1)
+    torch.testing.assert_close(dictionary.encode_dense(inputs()), f * written, **close)
+    torch.testing.assert_close(dictionary(inputs()), (f @ t["W_dec"] + t["b_dec"]) @ inverse + mean, **close)
+
+
 def test_blocks_of_latents_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of(tmp_path, config("standard", apply_b_dec_to_input=False), tensors())
     whole = load_dictionary(tmp_path)
