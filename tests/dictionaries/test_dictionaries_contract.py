@@ -25,6 +25,8 @@ from sparsight.dictionaries import (
     Normalization,
     Pursuit,
     ReLU,
+    TokenNormTopK,
+    TokenNormTopKDictionary,
     TopK,
     Transcoder,
     WeightedTopK,
@@ -52,6 +54,8 @@ ARCHITECTURES = [
     Crosscoder(40, l1=0.1),
     WeightedTopK(40, 5),
     MatchingPursuit(40, 5),
+    Transcoder(40, 5, weighted=True, skip=True),
+    TokenNormTopK(40, 5),
 ]
 every_architecture = pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda c: c.run_name)
 D = 10
@@ -64,7 +68,8 @@ def shaken(config: DictionaryConfig) -> AbstractDictionary:
     with torch.no_grad():
         for parameter in (p for p in dictionary.parameters() if p.requires_grad):
             parameter += 0.05 * torch.randn(parameter.shape, generator=g)
-        if isinstance(dictionary, WeightedTopKDictionary):
+        weighted = isinstance(dictionary, WeightedTopKDictionary | TokenNormTopKDictionary)
+        if weighted or getattr(config, "weighted", False):
             dictionary.selection += torch.rand(40, generator=g)
         if isinstance(dictionary, MatchingPursuitDictionary):
             dictionary.norm *= 0.5 + 0.5 * torch.rand(40, generator=g)
@@ -86,6 +91,11 @@ def data(n: int = 64) -> Tensor:
     return torch.randn(n, D, generator=torch.Generator().manual_seed(1)) / math.sqrt(D)
 
 
+def passes_by(config: DictionaryConfig) -> bool:
+    """Whether something of the activation reaches the reconstruction beside the code."""
+    return isinstance(config, TokenNormTopK) or getattr(config, "skip", False)
+
+
 @every_architecture
 def test_encode_encode_dense_decode_and_forward_agree(config: DictionaryConfig) -> None:
     dictionary, x = shaken(config), data()
@@ -95,7 +105,7 @@ def test_encode_encode_dense_decode_and_forward_agree(config: DictionaryConfig) 
     assert torch.equal(SparseCode.from_dense(z).to_dense(), z)
     torch.testing.assert_close(dictionary.decode(code), z @ dictionary.atoms + dictionary.b_dec)
     assert torch.equal(dictionary(x), dictionary.reconstruct(x, code))
-    if not getattr(config, "skip", False):
+    if not passes_by(config):
         assert torch.equal(dictionary(x), dictionary.decode(code))
 
 
@@ -118,6 +128,17 @@ def test_the_code_follows_from_the_rule_of_the_architecture(config: DictionaryCo
         assert float((x - dictionary(x)).square().mean()) < float((x - dictionary.b_dec).square().mean())
         return
     parameters = dict(dictionary.named_parameters())
+    if isinstance(config, TokenNormTopK):
+        y = x - dictionary.b_dec
+        deviation = y.std(dim=1, keepdim=True) + parameters["epsilon"]
+        u = (y - y.mean(dim=1, keepdim=True)) / deviation - parameters["b_norm"]
+        pre = (u @ parameters["W_enc"] + parameters["b_enc"]) * deviation
+        ranked = pre * parameters["selection"]
+        kth = ranked.sort(dim=1, descending=True).values[:, config.k - 1 : config.k]
+        torch.testing.assert_close(dictionary.encode_dense(x), torch.where(ranked >= kth, pre, 0.0).relu())
+        through = dictionary.encode_dense(x) @ dictionary.atoms + deviation * parameters["b_norm"]
+        torch.testing.assert_close(dictionary(x), through + y.mean(dim=1, keepdim=True) + dictionary.b_dec)
+        return
     u = (x - parameters.get("b_in", dictionary.b_dec)) @ parameters["W_enc"]
     if isinstance(config, Gated):
         magnitudes = (u * parameters["r_mag"].exp() + parameters["b_mag"]).relu()
@@ -132,7 +153,7 @@ def test_the_code_follows_from_the_rule_of_the_architecture(config: DictionaryCo
         expected = torch.where(pre > parameters["log_theta"].exp(), pre, 0.0)
     elif isinstance(config, Transcoder) and config.jump:
         expected = torch.where(pre > parameters["log_threshold"].exp(), pre, 0.0)
-    elif isinstance(config, WeightedTopK):
+    elif isinstance(config, WeightedTopK) or getattr(config, "weighted", False):
         ranked = pre * parameters["selection"]
         kth = ranked.sort(dim=1, descending=True).values[:, config.k - 1 : config.k]
         expected = torch.where(ranked >= kth, pre, 0.0).relu()

@@ -89,7 +89,7 @@ def test_a_damaged_folder_is_refused_in_one_line(name: str, folder: Path) -> Non
     assert str(folder) in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "ae.pth", "sae.pkl", "weights.bin"])
+@pytest.mark.parametrize("name", ["weights.ckpt", "ae.pth", "sae.pkl", "weights.bin"])
 def test_pickles_are_refused_with_a_remedy_whether_or_not_they_exist(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     for _ in range(2):

@@ -15,6 +15,7 @@ from sparsight.dictionaries.matching_pursuit import MatchingPursuit, MatchingPur
 from sparsight.dictionaries.matryoshka import Matryoshka, MatryoshkaDictionary
 from sparsight.dictionaries.pursuit import Pursuit, PursuitDictionary
 from sparsight.dictionaries.relu import ReLU, ReLUDictionary
+from sparsight.dictionaries.token_norm_topk import TokenNormTopK, TokenNormTopKDictionary
 from sparsight.dictionaries.topk import TopK, TopKDictionary
 from sparsight.dictionaries.transcoder import Transcoder, TranscoderDictionary
 from sparsight.dictionaries.weighted_topk import WeightedTopK, WeightedTopKDictionary
@@ -41,6 +42,8 @@ __all__ = [
     "PursuitDictionary",
     "ReLU",
     "ReLUDictionary",
+    "TokenNormTopK",
+    "TokenNormTopKDictionary",
     "TopK",
     "TopKDictionary",
     "Transcoder",

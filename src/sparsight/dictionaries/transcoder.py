@@ -37,6 +37,8 @@ class Transcoder(DictionaryConfig):
         k: Latents active in each token, at most. Without it a latent is active wherever its pre-activation is positive,
             or above its threshold with `jump`: so are transcoders that others published. Training needs a `k`.
         jump: Without `k` only: every latent has a threshold of its own.
+        weighted: With `k` only, and not trained: the k largest are those of `pre * selection`. Published transcoders
+            rank latents without the norms of their decoder's rows, which differ.
         skip: Also learn an affine map from the input straight to the output: latents then explain what is not linear.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
         k_aux: Dead latents that share the residual of one token. Default: half of the output's width.
@@ -53,6 +55,7 @@ class Transcoder(DictionaryConfig):
     k: int | None = None
     _: KW_ONLY
     jump: bool = False
+    weighted: bool = False
     skip: bool = False
     aux: Number = 1 / 32
     k_aux: int | None = None
@@ -65,6 +68,8 @@ class Transcoder(DictionaryConfig):
         check_positive(n_latents=self.n_latents, dead_after=self.dead_after)
         if self.jump and self.k is not None:
             raise ValueError(f"jump goes with k=None: thresholds choose the active latents, not k={self.k}")
+        if self.weighted and self.k is None:
+            raise ValueError("weighted goes with a k: without one no latents are ranked")
         if self.k is not None and not 1 <= self.k <= self.n_latents:
             raise ValueError(
                 f"k must be between 1 and n_latents={self.n_latents}, got k={self.k}; lower k or widen the dictionary"
@@ -78,7 +83,8 @@ class Transcoder(DictionaryConfig):
     @property
     def run_name(self) -> str:
         sparsity = f"k{self.k}" if self.k is not None else ("jump" if self.jump else "relu")
-        return f"transcoder-{self.n_latents}-{sparsity}{'-skip' if self.skip else ''}"
+        extras = f"{'-weighted' if self.weighted else ''}{'-skip' if self.skip else ''}"
+        return f"transcoder-{self.n_latents}-{sparsity}{extras}"
 
     def build(self, d_in: int | Sequence[int], generator: torch.Generator | None = None) -> "TranscoderDictionary":
         """Random unit atoms, a random encoder, offsets and skip 0.
@@ -104,6 +110,7 @@ class TranscoderDictionary(AbstractDictionary):
 
     Attributes:
         log_threshold: `[n_latents]`, with `jump` only.
+        selection: `[n_latents]`, positive, with `weighted` only.
         W_skip: `[d_in, d_out]`, or None without a skip.
     """
 
@@ -123,6 +130,8 @@ class TranscoderDictionary(AbstractDictionary):
         self.W_skip = nn.Parameter(atoms.new_zeros(d_in, d_out)) if config.skip else None
         if config.jump:
             self.log_threshold = nn.Parameter(atoms.new_full((atoms.shape[0],), math.log(FIRST_THRESHOLD)))
+        if config.weighted:
+            self.selection = nn.Parameter(atoms.new_ones(atoms.shape[0]), requires_grad=False)
 
     @property
     def d_in(self) -> int:
@@ -132,6 +141,11 @@ class TranscoderDictionary(AbstractDictionary):
         if self.config.k is None:
             threshold = self.log_threshold.exp() if self.config.jump else torch.zeros_like(self.b_enc)
             return code_above(x - self.b_in, self.W_enc, self.b_enc, threshold)
+        if self.config.weighted:
+            weighted, indices = top_k_latents(
+                x - self.b_in, self.W_enc * self.selection, self.b_enc * self.selection, self.config.k
+            )
+            return SparseCode(indices, (weighted / self.selection[indices]).relu(), self.n_latents)
         values, indices = top_k_latents(x - self.b_in, self.W_enc, self.b_enc, self.config.k)
         return SparseCode(indices, values.relu(), self.n_latents)
 

@@ -10,6 +10,7 @@ from sparsight.dictionaries import (
     Matryoshka,
     Pursuit,
     ReLU,
+    TokenNormTopK,
     TopK,
     Transcoder,
     WeightedTopK,
@@ -20,6 +21,6 @@ ARCHITECTURES: dict[str, type[DictionaryConfig]] = {
     config.architecture: config
     for config in (
         *(TopK, BatchTopK, Matryoshka, JumpReLU, Pursuit, ReLU, Gated, Transcoder, Crosscoder),
-        *(WeightedTopK, MatchingPursuit),
+        *(WeightedTopK, TokenNormTopK, MatchingPursuit),
     )
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsight.dictionaries import AbstractDictionary
-from sparsight.formats import dictionary_learning, native, saelens
+from sparsight.formats import dictionary_learning, gemma_scope, llama_scope, native, openai, saelens, sparsify
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ FORMATS: dict[str, Format] = {
         Format(
             "dictionary_learning", dictionary_learning.can_read, dictionary_learning.read, dictionary_learning.write
         ),
+        Format("sparsify", sparsify.can_read, sparsify.read, sparsify.write),
+        Format("gemma_scope", gemma_scope.can_read_npz, gemma_scope.read_1, gemma_scope.write_1),
+        Format("gemma_scope_2", gemma_scope.can_read_safetensors, gemma_scope.read_2, gemma_scope.write_2),
+        Format("llama_scope", llama_scope.can_read, llama_scope.read, llama_scope.write),
+        Format("openai", openai.can_read, openai.read, None),
     )
 }
 

@@ -68,3 +68,48 @@ def submodule_of_site(site: Site | None) -> str | None:
 def hub_name(model: str | None) -> str | None:
     """The name of a model on the Hugging Face hub, where TransformerLens has another; other names as they are."""
     return None if model is None else HUB_NAMES.get(model, model)
+
+
+# The part of a module's name behind its number, for those whose input and output are sites on families whose blocks
+# add what their parts give: (site of the input, site of the output).
+MODULES = {
+    "": ("resid_pre", "resid_post"),
+    "mlp": ("mlp_in", "mlp_out"),
+    "attn": (None, "attn_out"),
+    "self_attn": (None, "attn_out"),
+    "attention": (None, "attn_out"),
+}
+# Their blocks put norms behind their parts, and the parts' outputs are no sites.
+NORMS_BEHIND = re.compile(r"gemma-?[23]|bert", re.IGNORECASE)
+
+
+def sites_of_module(name: str | None, model: str | None) -> tuple[Site | None, Site | None]:
+    """The sites of the input and of the output of a module of transformers, such as `layers.5.mlp` or `h.3`.
+
+    Args:
+        name: Below the model's own prefix.
+        model: On Gemma 2 and 3 and on BERT the output of a part is no site of ours.
+    """
+    if name in ("embed_tokens", "wte", "embed_in"):
+        scaled = model is None or "gemma" in model.lower()
+        return None, None if scaled else Site(None, "embed")
+    found = re.fullmatch(r"(?:model\.|transformer\.|gpt_neox\.)?(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?", name or "")
+    part = (found[2] or "") if found is not None else None
+    if found is None or part not in MODULES:
+        return None, None
+    source, target = MODULES[part]
+    behind = part != "" and model is not None and NORMS_BEHIND.search(model) is not None
+    return (
+        None if source is None else Site(int(found[1]), source),
+        None if target is None or behind else Site(int(found[1]), target),
+    )
+
+
+def module_of_sites(source: Site | None, target: Site | None) -> str | None:
+    """What `sites_of_module` reads back: a module with this output, and this input unless both are the same."""
+    if target is None or target.layer is None:
+        return "embed_tokens" if target is not None and source == target else None
+    for part, (kind_in, kind_out) in MODULES.items():
+        if target.kind == kind_out and source in (target, Site(target.layer, kind_in) if kind_in else target):
+            return f"layers.{target.layer}{'.' if part else ''}{part}"
+    return None

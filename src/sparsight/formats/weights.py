@@ -82,18 +82,23 @@ class Weights:
         """Norm of every row of the decoder, in float64."""
         return _row_norms(self.W_dec)
 
-    def of_scaled_input(self, scale: float) -> "Weights":
-        """The weights for raw `x` and raw outputs, where these are for `scale * x` and give `scale` times the output.
+    def of_scaled_input(self, scale: float, scale_out: float | None = None) -> "Weights":
+        """The weights for raw `x`, where these are for `scale * x` and give `scale_out` times the output.
 
-        `f` stays as it is; rows of the decoder become shorter by `scale`, and with them what is compared by norm.
+        `f` stays as it is; rows of the decoder become shorter by `scale_out`, and with them what is compared by norm.
+
+        Args:
+            scale_out: Default: `scale`.
         """
+        out = scale if scale_out is None else scale_out
         return replace(
             self,
             W_enc=self.W_enc.double() * scale,
-            W_dec=self.W_dec.double() / scale,
-            b_dec=self.b_dec.double() / scale,
+            W_dec=self.W_dec.double() / out,
+            b_dec=self.b_dec.double() / out,
             b_in=None if self.b_in is None else self.b_in.double() / scale,
-            threshold=self.threshold / scale if self.by_norm and self.threshold is not None else self.threshold,
+            threshold=self.threshold / out if self.by_norm and self.threshold is not None else self.threshold,
+            W_skip=None if self.W_skip is None else self.W_skip.double() * (scale / out),
         )
 
     def of_affine_input(
@@ -253,11 +258,7 @@ def _topk(weights: Weights, where: Path) -> TopKDictionary | WeightedTopKDiction
         dictionary = TopKDictionary(TopK(n_latents, weights.k), atoms)
         _fill(dictionary, **_offset_encoder(weights))
         return dictionary
-    if float(norms.min()) <= 0:
-        raise FormatError(
-            f"{where}: k={weights.k} latents are ranked without the norms of W_dec, and row {int(norms.argmin())} of "
-            "W_dec is 0: its rank cannot be carried over"
-        )
+    _check_no_zero_row(weights, where)
     weighted = WeightedTopKDictionary(WeightedTopK(n_latents, weights.k), atoms)
     _fill(weighted, **_offset_encoder(weights), selection=1 / norms)
     return weighted
@@ -268,21 +269,28 @@ def _check_k(k: int, n_latents: int, where: Path) -> None:
         raise FormatError(f"{where}: k must be between 1 and the {n_latents} latents, got k={k}")
 
 
+def _check_no_zero_row(weights: Weights, where: Path) -> None:
+    norms = weights.norms
+    if float(norms.min()) <= 0:
+        raise FormatError(
+            f"{where}: k={weights.k} latents are ranked without the norms of W_dec, and row {int(norms.argmin())} of "
+            "W_dec is 0: its rank cannot be carried over"
+        )
+
+
 def _equal(norms: Float[Tensor, " n_latents"]) -> bool:
     return float(norms.max() - norms.min()) <= EQUAL_NORMS * float(norms.max())
 
 
 def _transcoder(weights: Weights, where: Path) -> TranscoderDictionary:
     (d_in, n_latents), d_out = weights.W_enc.shape, weights.W_dec.shape[1]
+    ranked_alike = weights.k is None or weights.by_norm or _equal(weights.norms)
     if weights.k is not None:
         _check_k(weights.k, n_latents, where)
-        if not (weights.by_norm or _equal(weights.norms)):
-            raise FormatError(
-                f"{where}: k={weights.k} latents of a transcoder are ranked without the norms of W_dec, which differ; "
-                "such a ranking cannot be carried over"
-            )
+        if not ranked_alike:
+            _check_no_zero_row(weights, where)
     jump = weights.threshold is not None
-    config = Transcoder(n_latents, weights.k, jump=jump, skip=weights.W_skip is not None)
+    config = Transcoder(n_latents, weights.k, jump=jump, weighted=not ranked_alike, skip=weights.W_skip is not None)
     atoms = unit_atoms(weights.W_dec)
     dictionary = TranscoderDictionary(config, torch.zeros(n_latents, d_in), atoms)
     dictionary.places = (Place(d_in), Place(d_out))
@@ -294,6 +302,8 @@ def _transcoder(weights: Weights, where: Path) -> TranscoderDictionary:
         tensors["b_dec"] = weights.b_dec.double() + b_in.double() @ weights.W_skip.double()
     if jump:
         tensors["log_threshold"] = log_threshold(_value_threshold(weights))
+    if not ranked_alike:
+        tensors["selection"] = 1 / weights.norms
     _fill(dictionary, **tensors)
     return dictionary
 

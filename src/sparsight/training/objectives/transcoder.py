@@ -23,11 +23,13 @@ def transcoder_objective(
         dead: Latents to revive.
         sparsity: Not used: there is no penalty.
     Raises:
-        ValueError: the transcoder has no `k`.
+        ValueError: the transcoder has no `k`, or is a weighted one.
     """
     config = dictionary.config
     if config.k is None:
         raise ValueError("a transcoder is trained with a k; those without one are for published weights")
+    if config.weighted:
+        raise ValueError("a weighted transcoder is not trained; train one without weighted=True")
     x, y = torch.split(xy, [dictionary.d_in, dictionary.d_out], dim=1)
     centred = x - dictionary.b_in
     decoded, values, indices = sparse_map(centred, dictionary.W_enc, dictionary.b_enc, dictionary.atoms, k=config.k)
