@@ -28,7 +28,7 @@ from sparsight.dictionaries import (
 )
 from sparsight.dictionaries.export import batchtopk_to_jumprelu, gated_to_jumprelu
 from sparsight.errors import FormatError
-from sparsight.formats.safe_reading import Tensors, read_json, read_safetensors
+from sparsight.formats.safe_reading import Tensors, read_json, read_safetensors, refuse_link_out
 from sparsight.formats.sites import hook_of_site, site_of_hook
 from sparsight.formats.weights import Weights, dictionary_of, integer
 from sparsight.formats.writing import save_safetensors, write_pair
@@ -65,6 +65,7 @@ def read(path: Path) -> AbstractDictionary:
     old = (path / OLD_CONFIG).is_file()
     where = path / (OLD_CONFIG if old else CONFIG_FILE)
     config = read_json(where)
+    refuse_link_out(path / (OLD_WEIGHTS if old else WEIGHTS_FILE), path)
     tensors = Tensors(read_safetensors(path / (OLD_WEIGHTS if old else WEIGHTS_FILE)), where)
     hooks = _hooks(config)
     if old:

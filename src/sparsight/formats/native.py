@@ -15,6 +15,7 @@ from sparsight.dictionaries.base import Place, normalization_of
 from sparsight.dictionaries.record import MEAN_TENSOR, RECORD_FILE, WEIGHTS_FILE, DictionaryRecord
 from sparsight.errors import FormatError
 from sparsight.formats.architectures import ARCHITECTURES
+from sparsight.formats.safe_reading import read_json, refuse_link_out
 from sparsight.models import Site
 
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
@@ -48,6 +49,7 @@ def read(folder: Path) -> AbstractDictionary:
     _refuse_what_is_no_folder(folder)
     record = _read_record(folder / RECORD_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
+    _check_size(record, tensors, folder / RECORD_FILE)
     dictionary = _built(record, folder / RECORD_FILE)
     mean = _checked_mean(record, tensors, folder / WEIGHTS_FILE)
     _fill(dictionary, tensors, folder / WEIGHTS_FILE)
@@ -80,6 +82,7 @@ def _refuse_what_is_no_folder(folder: Path) -> None:
 
 
 def _read_record(path: Path) -> DictionaryRecord:
+    read_json(path)  # refuses what is too large and keys that are there twice, which pydantic would not see
     try:
         return DictionaryRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -122,6 +125,17 @@ def _config(record: DictionaryRecord, path: Path) -> DictionaryConfig:
     return config
 
 
+def _check_size(record: DictionaryRecord, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse widths that the weights do not have before memory is set aside for them."""
+    held = sum(tensor.numel() for tensor in tensors.values())
+    widths = [record.d_in, sum(place.width for place in record.places or ())]
+    if record.n_latents * record.d_in > held or max(widths) > held:
+        raise FormatError(
+            f"{path}: n_latents={record.n_latents} and widths {widths} ask for more than the {held} numbers that "
+            f"{WEIGHTS_FILE} holds; the file was altered"
+        )
+
+
 def _built(record: DictionaryRecord, path: Path) -> AbstractDictionary:
     """A fresh dictionary of the recorded configuration and widths."""
     config: Any = _config(record, path)
@@ -150,6 +164,7 @@ def _site(name: str | None) -> Site | None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    refuse_link_out(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

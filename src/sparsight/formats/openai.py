@@ -34,8 +34,11 @@ def can_read(path: Path) -> bool:
     """Whether this is a file that ends in `.pt`, or one without an ending that is a zip archive. Opens no weights."""
     if not path.is_file() or path.suffix not in (".pt", ""):
         return False
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False
 
 
 def read(path: Path) -> AbstractDictionary:

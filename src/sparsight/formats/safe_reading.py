@@ -3,7 +3,9 @@
 import json
 import math
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,43 @@ from sparsight.errors import FormatError
 
 # A configuration is a few kilobytes; a "configuration" of gigabytes is something else.
 JSON_BYTES = 64 * 2**20
+# Numbers do not pack tighter than this; what claims to is made to fill the memory.
+MOST_PACKED = 200
+# Where other projects' downloads keep the files that the folders of a snapshot link to: `blobs` beside `snapshots`.
+SNAPSHOTS, BLOBS = "snapshots", "blobs"
+
+
+def refuse_link_out(path: Path, folder: Path | None = None) -> None:
+    """Refuse a symbolic link that leads out of its folder: a file of somebody else must not show or send one of yours.
+
+    The cache of the Hugging Face hub links from `snapshots/REVISION` to `blobs` of the same repository: allowed.
+
+    Args:
+        folder: What the path must stay in. Default: the folder that it is in.
+    Raises:
+        FormatError: the path leads elsewhere.
+    """
+    inside = (path.parent if folder is None else folder).resolve()
+    target = path.resolve()
+    allowed = [inside]
+    if SNAPSHOTS in inside.parts:
+        at = len(inside.parts) - 1 - inside.parts[::-1].index(SNAPSHOTS)
+        allowed.append(Path(*inside.parts[:at], BLOBS))
+    if not any(target.is_relative_to(one) for one in allowed):
+        raise FormatError(f"{path} is a link that leads out of its folder; put a copy of the file in its place")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        FormatError: the file cannot be read, is no JSON, or holds no object.
+        FormatError: the file cannot be read, is no JSON, names a key twice, or holds no object.
     """
+    refuse_link_out(path)
     try:
         if path.stat().st_size > JSON_BYTES:
             raise FormatError(f"{path} is larger than {JSON_BYTES >> 20} MiB, so it is no configuration")
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes(), object_pairs_hook=_pairs)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -38,12 +65,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless it names a key twice: which of the two holds differs between readers."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r:.60} is there twice")
+    return found
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU, in the types of the file.
 
     Raises:
         FormatError: the file cannot be read or is not what its header says.
     """
+    refuse_link_out(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
@@ -54,24 +91,46 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_npz(path: Path) -> dict[str, Tensor]:
     """All arrays of a NumPy archive. Arrays of objects are pickles and are refused.
 
+    What an entry says of its shape is compared with its length in the archive before anything is unpacked.
+
     Raises:
-        FormatError: the file cannot be read, or an entry is no array of numbers.
+        FormatError: the file cannot be read, or an entry is no array of numbers, or not as long as it says.
     """
+    refuse_link_out(path)
     try:
-        # Opened here: NumPy leaves a file open that it refuses.
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("one array, not an archive of named ones")
-            return {name: torch.from_numpy(_numbers(archive[name], name)) for name in archive.files}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                entry.filename.removesuffix(".npy"): torch.from_numpy(_array(archive, entry))
+                for entry in archive.infolist()
+            }
+    except (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+        raise FormatError(f"{path}: no NumPy archive of plain numbers ({_one_line(error)})") from error
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, struct.error) as error:
         raise FormatError(f"{path}: no NumPy archive of plain numbers ({_one_line(error)})") from error
 
 
-def _numbers(found: Any, name: str) -> Any:
-    if not isinstance(found, np.ndarray):
-        raise ValueError(f"entry {name!r} is no array")
-    return found
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Any:
+    name = entry.filename
+    if not name.endswith(".npy") or "/" in name or "\\" in name:
+        raise ValueError(f"entry {name!r:.60} is no array")
+    if entry.file_size > MOST_PACKED * max(entry.compress_size, 1):
+        raise ValueError(f"entry {name!r:.60} unpacks to {entry.file_size} bytes from {entry.compress_size}")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.kind not in "fiu":
+            raise ValueError(f"entry {name!r:.60} holds {dtype}, not numbers")
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes != entry.file_size - file.tell():
+            raise ValueError(
+                f"entry {name!r:.60} says it holds {n_bytes} bytes, but has {entry.file_size - file.tell()}"
+            )
+        content = file.read()
+    if len(content) != n_bytes:
+        raise ValueError(f"entry {name!r:.60} is truncated")
+    flat = np.frombuffer(bytearray(content), dtype=dtype).astype(dtype.newbyteorder("="), copy=False)
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -82,7 +141,10 @@ def read_torch(path: Path) -> dict[str, Any]:
     Raises:
         FormatError: the file cannot be read, holds anything else, or holds no dictionary with texts as keys.
     """
+    refuse_link_out(path)
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise FormatError(f"{path} is truncated or was not written by torch.save since version 1.6; save it again")
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FormatError(
@@ -91,6 +153,8 @@ def read_torch(path: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or _one_line(error)}") from error
+    except FormatError:
+        raise
     except Exception as error:  # the reader's own complaints have many types
         raise FormatError(f"{path} is truncated or was not written by torch.save ({_one_line(error)})") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
@@ -124,11 +188,15 @@ class Tensors:
         """
         tensor = self.value(name)
         expected = f"[{', '.join('any' if n is None else str(n) for n in shape)}] of a floating type"
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise FormatError(f"{self.path}: {name} must be {expected}, got {_described(tensor)}")
         fits = tensor.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, tensor.shape, strict=True))
         if not fits:
             raise FormatError(f"{self.path}: {name} must be {expected}, got {_described(tensor)}")
+        if tensor.numel() == 0:
+            raise FormatError(f"{self.path}: {name} must be {expected}, got {_described(tensor)}, which is empty")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise FormatError(f"{self.path}: {name} says it is {_described(tensor)}, but the file holds less")
         if not bool(torch.isfinite(tensor).all()):
             raise FormatError(f"{self.path}: {name} holds NaN or infinity; copy the file again")
         return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
