@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsight.dictionaries import AbstractDictionary
+from sparsight.errors import FormatError
 from sparsight.formats import dictionary_learning, gemma_scope, llama_scope, native, openai, saelens, sparsify
+from sparsight.formats.published import fetched, reference_of
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,48 @@ FORMATS: dict[str, Format] = {
 
 
 def load_dictionary(folder: str | Path) -> AbstractDictionary:
-    """Read a dictionary: ours, or one that another project wrote.
+    """Read a dictionary: ours, or one that another project wrote, on this disk or published on the Hugging Face hub.
 
     Which format it is follows from the names of the files (docs/formats.md). Everything is checked before anything is
     returned. What another project kept and a dictionary here cannot hold is refused by name; what it is called there is
     kept in `provenance`.
 
     Args:
-        folder: Folder of a dictionary, or a file where a format is one file.
+        folder: Folder of a dictionary, or a file where a format is one file. What is not on this disk may be a reference
+            to the hub, such as `hf:owner/name/path` or `gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`: its
+            files are fetched, or taken from the cache.
     Returns:
         The dictionary on the CPU, its parameters frozen: it takes raw activations. Call `requires_grad_(True)` on it to
         train it further.
     Raises:
-        FormatError: the folder is missing or damaged, or does not hold what it claims to hold.
+        FormatError: the folder is missing or damaged, or does not hold what it claims to hold, or the hub does not give
+            it.
     """
     path = Path(folder)
-    for found in FORMATS.values():
-        if found.can_read(path):
-            return found.read(path)
-    return native.read(path)  # says what is missing
+    reference = reference_of(str(folder)) if not path.exists() else None
+    if reference is not None:
+        path = fetched(reference)
+    dictionary = _read(path)
+    if reference is not None:
+        dictionary.provenance.setdefault("published_as", str(reference))
+    return dictionary
+
+
+def format_of(path: Path) -> Format | None:
+    """The format whose files are there."""
+    return next((found for found in FORMATS.values() if found.can_read(path)), None)
+
+
+def _read(path: Path) -> AbstractDictionary:
+    found = format_of(path)
+    try:
+        return native.read(path) if found is None else found.read(path)  # without one, it says what is missing
+    except MemoryError as error:
+        raise FormatError(f"{path} asks for more memory than there is; read it on a larger machine") from error
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise FormatError(f"{path} asks for more memory than there is; read it on a larger machine") from error
 
 
 def write_dictionary_as(dictionary: AbstractDictionary, path: str | Path, name: str) -> None:
