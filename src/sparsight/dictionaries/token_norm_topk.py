@@ -41,6 +41,10 @@ class TokenNormTopK(DictionaryConfig):
         check_k(self.n_latents, self.k, None, 1.0)
 
     @property
+    def trainable(self) -> bool:
+        return False
+
+    @property
     def run_name(self) -> str:
         return f"token_norm_topk-{self.n_latents}-k{self.k}"
 

@@ -78,7 +78,7 @@ class Transcoder(DictionaryConfig):
 
     @property
     def trainable(self) -> bool:
-        return self.k is not None
+        return self.k is not None and not self.weighted
 
     @property
     def run_name(self) -> str:

@@ -53,8 +53,8 @@ def load_dictionary(folder: str | Path) -> AbstractDictionary:
     kept in `provenance`.
 
     Args:
-        folder: Folder of a dictionary, or a file where a format is one file. What is not on this disk may be a reference
-            to the hub, such as `hf:owner/name/path` or `gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`: its
+        folder: Folder of a dictionary, or a file where a format is one file. What is not on this disk may be named as
+            on the hub, such as `hf:owner/name/path` or `gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`: its
             files are fetched, or taken from the cache.
     Returns:
         The dictionary on the CPU, its parameters frozen: it takes raw activations. Call `requires_grad_(True)` on it to
