@@ -241,6 +241,23 @@ def test_a_model_of_another_family_passes_through_the_same_commands(family, tmp_
     assert report.stat().st_size > 100_000
 
 
+def test_the_approximate_search_is_used_by_name_only_and_tells_what_it_did(folder, dictionary, tmp_path, capsys):
+    activations = ("--activations", folder / "store", "--json", "--quiet")
+    rough = ("--search", "approximate", "--candidates", 16)
+    pursuit = ("--coder", "gradient_pursuit", "--k", 4)
+    assert run("code", dictionary, *activations, *pursuit, *rough, "--out", tmp_path / "codes.safetensors") == 0
+    record = json.loads(capsys.readouterr().out)["search_record"]
+    assert (record["candidates"], record["rows"]) == (16, 12_000)
+    assert run("evaluate", dictionary, *activations, "--no-model", *pursuit, *rough) == 0
+    assert json.loads(capsys.readouterr().out)["search"]["checked_rows"] > 400
+    assert run("compare", dictionary, *activations, "--no-model", "--k", 4, "--tokens", 500, *rough) == 0
+    arms = {arm["arm"]: arm["search"] for arm in json.loads(capsys.readouterr().out)["arms"]}
+    assert [name for name, search in arms.items() if search is not None] == ["pursuit"]
+    for wrong in (("--search", "fast"), ("--candidates", 16)):
+        code, _ = refusal(capsys, "evaluate", dictionary, *activations, "--no-model", *pursuit, *wrong)
+        assert code == 2
+
+
 def test_code_writes_one_file_and_resumes_nothing_that_is_whole(folder, dictionary, tmp_path, capsys):
     out = tmp_path / "codes.safetensors"
     arguments = ("code", dictionary, "--activations", folder / "store", "--coder", "gradient_pursuit", "--k", 4)

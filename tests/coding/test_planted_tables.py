@@ -1,10 +1,11 @@
 """Planted data: which coder finds the true atoms, in numbers known beforehand."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from reference.planted_tables import paired_problem, random_problem
 from torch import Tensor
 
 from sparsight.coding import (
@@ -16,6 +17,13 @@ from sparsight.coding import (
     orthogonal_matching_pursuit,
     refit,
 )
+from sparsight.studies.planted import Planted, paired_atoms, random_atoms
+
+
+def drawn(problem: Callable[..., Planted], *sizes: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations, atoms and true supports."""
+    planted = problem(*sizes, **options)
+    return planted.x, planted.atoms, planted.support
 
 
 def encoder(x: Tensor, atoms: Tensor, k: int) -> SparseCode:
@@ -42,7 +50,7 @@ TABLE = [
 @pytest.mark.parametrize(("setting", "expected"), TABLE)
 def test_each_better_coder_loses_less_and_the_losses_are_of_the_tabulated_size(setting, expected):
     d, n_latents, k, noise, coherence = setting
-    x, atoms, support = random_problem(0, d, n_latents, k, noise, 300, coherence)
+    x, atoms, support = drawn(random_atoms, 0, d, n_latents, k, noise, 300, coherence=coherence)
     picked = encoder(x, atoms, k)
     scaled = fit_scale(x, picked, atoms, per_latent=False) * picked.decode(atoms)
     codes = [
@@ -60,7 +68,7 @@ def test_each_better_coder_loses_less_and_the_losses_are_of_the_tabulated_size(s
 
 
 def test_with_coherent_atoms_matching_pursuit_is_worse_than_the_refitted_encoder_and_gradient_pursuit_better():
-    x, atoms, support = random_problem(0, 64, 512, 10, 0.05, 300, coherence=1.0)
+    x, atoms, support = drawn(random_atoms, 0, 64, 512, 10, 0.05, 300, coherence=1.0)
     picked = encoder(x, atoms, 10)
     losses = {
         "refit": fvu(x, refit(x, atoms, picked.support()).decode(atoms)),
@@ -73,7 +81,7 @@ def test_with_coherent_atoms_matching_pursuit_is_worse_than_the_refitted_encoder
 
 
 def test_pursuit_finds_the_atoms_of_incoherent_sparse_signals():
-    x, atoms, support = random_problem(0, 64, 256, 6, 0.0, 1000)
+    x, atoms, support = drawn(random_atoms, 0, 64, 256, 6, 0.0, 1000)
     assert recall(gradient_pursuit(x, atoms, 6), support) >= 0.99
     assert recall(orthogonal_matching_pursuit(x, atoms, 6), support) >= 0.99
     assert recall(matching_pursuit(x, atoms, 6), support) >= 0.98
@@ -96,7 +104,7 @@ def test_recall_of_near_duplicates_is_that_of_the_table_within_three_standard_er
     k = 6 if both else 3
     found = []
     for seed in range(8):
-        x, atoms, support = paired_problem(seed, cosine, both=both, n=300)
+        x, atoms, support = drawn(paired_atoms, seed, cosine, both=both, n=300)
         codes = gradient_pursuit(x, atoms, k), orthogonal_matching_pursuit(x, atoms, k), encoder(x, atoms, k)
         found.append(torch.stack([recall(code, support) for code in codes]))
     recalls = torch.stack(found)
@@ -107,7 +115,7 @@ def test_recall_of_near_duplicates_is_that_of_the_table_within_three_standard_er
 
 
 def test_pursuit_keeps_away_from_the_span_of_its_atoms_and_the_encoder_does_not():
-    x, atoms, _ = paired_problem(0, 0.9, both=True, n=300)
+    x, atoms, _ = drawn(paired_atoms, 0, 0.9, both=True, n=300)
     g = torch.Generator().manual_seed(0)
     code = orthogonal_matching_pursuit(x, atoms, 6)
     result = compare_span_overlap(code, atoms, generator=g, given=encoder(x, atoms, 6))
@@ -117,6 +125,6 @@ def test_pursuit_keeps_away_from_the_span_of_its_atoms_and_the_encoder_does_not(
 
 
 def test_without_coherence_there_is_almost_no_such_effect():
-    x, atoms, _ = random_problem(0, 64, 256, 6, 0.0, 300)
+    x, atoms, _ = drawn(random_atoms, 0, 64, 256, 6, 0.0, 300)
     result = compare_span_overlap(gradient_pursuit(x, atoms, 6), atoms, generator=torch.Generator().manual_seed(0))
     assert abs(result.chosen - result.random) < 0.03

@@ -13,7 +13,7 @@ from sparsight.coding import (
     orthogonal_matching_pursuit,
     refit,
 )
-from sparsight.dictionaries import JumpReLU
+from sparsight.dictionaries import Crosscoder, JumpReLU, Transcoder
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation import Comparison, compare_coders, metrics
 from sparsight.evaluation.comparison.overlap import jaccard
@@ -90,7 +90,7 @@ def test_refitting_never_hurts_and_the_differences_say_so(store, dictionary):
 
 def test_the_remaining_arms_are_the_coders_they_are_named_after(store, dictionary):
     x, train = store.split("heldout").x, store.split("train").x
-    names = ["scaled", "joint_scaled", "matching_pursuit", "orthogonal_matching_pursuit", "thresholded", "lasso"]
+    names = ["scaled", "joint_scaled", "matching_pursuit", "polished", "omp", "thresholded", "lasso"]
     found = by_arm(compare_coders(dictionary, store, [2], names, n_tokens=None), 2)
     with torch.no_grad():
         y, fit = x - dictionary.b_dec, train - dictionary.b_dec
@@ -101,6 +101,7 @@ def test_the_remaining_arms_are_the_coders_they_are_named_after(store, dictionar
             "scaled": SparseCode(top.indices, top.values * one, 24),
             "joint_scaled": SparseCode(top.indices, top.values * each[top.indices], 24),
             "matching_pursuit": matching_pursuit(y, dictionary.atoms, 2),
+            "polished": gradient_pursuit(y, dictionary.atoms, 2, polish=True),
             "orthogonal_matching_pursuit": orthogonal_matching_pursuit(y, dictionary.atoms, 2),
         }
         for name, code in expected.items():
@@ -229,3 +230,10 @@ def test_a_shared_table_of_inner_products_changes_no_code(monkeypatch):
     assert made == [(len(store.split("heldout")), 6)]
     for one, other in zip(plain.arms, kept.arms, strict=True):
         assert one.fvu.value == pytest.approx(other.fvu.value, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [Transcoder(24, 3), Crosscoder(24, 3)])
+def test_a_dictionary_of_several_sites_is_refused(store, config):
+    several = config.build(store.x.shape[1], torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="is of several sites"):
+        compare_coders(several, store, [2])

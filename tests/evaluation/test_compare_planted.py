@@ -1,11 +1,12 @@
 """`compare_coders` on planted data: what the oracle, recall, precision and the diagnostics must come to."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from evaluation_fake import SITE, MemoryStore, activations, topk_dictionary
-from reference.planted_tables import paired_problem, random_problem
 from torch import Tensor
 
 from sparsight.codes import SparseCode
@@ -15,6 +16,13 @@ from sparsight.dictionaries import JumpReLU, TopK, TopKDictionary
 from sparsight.evaluation import compare_coders
 from sparsight.evaluation.comparison.diagnosis import FRACTIONS, SmallValues, by_size
 from sparsight.evaluation.comparison.source import NO_PARTNER, planted_support
+from sparsight.studies.planted import Planted, paired_atoms, random_atoms
+
+
+def drawn(problem: Callable[..., Planted], *sizes: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations, atoms and true supports."""
+    planted = problem(*sizes, **options)
+    return planted.x, planted.atoms, planted.support
 
 
 def tied(atoms: Tensor, k: int) -> TopKDictionary:
@@ -37,7 +45,7 @@ def by_arm(comparison, k):
 @pytest.fixture(scope="module")
 def planted():
     """Noiseless signals of 6 of 256 atoms in 64 dimensions, and their comparison."""
-    x, atoms, support = random_problem(0, 64, 256, 6, 0.0, 400)
+    x, atoms, support = drawn(random_atoms, 0, 64, 256, 6, 0.0, 400)
     names = ["encoder", "scaled", "refit", "mp", "pursuit", "omp"]
     truth = code_of(support[:300], 256)
     found = compare_coders(tied(atoms, 6), x[:300], [6], names, truth=truth, train=x[300:], n_resamples=200)
@@ -56,7 +64,7 @@ def test_each_better_coder_loses_less_and_the_oracle_nothing(planted):
 
 def test_the_oracle_finds_all_and_each_arm_its_share(planted):
     arms, _ = planted
-    x, atoms, support = random_problem(0, 64, 256, 6, 0.0, 400)
+    x, atoms, support = drawn(random_atoms, 0, 64, 256, 6, 0.0, 400)
     picked = SparseCode.from_dense((x[:300] @ atoms.T).clamp_min(0), 6)
     share = (picked.to_dense() != 0).double().gather(1, support[:300]).mean().item()
     assert arms["encoder"].recall.value == pytest.approx(share, abs=1e-12)
@@ -68,7 +76,7 @@ def test_the_oracle_finds_all_and_each_arm_its_share(planted):
 
 def test_precision_of_small_values_is_that_of_the_code(planted):
     arms, _ = planted
-    x, atoms, support = random_problem(0, 64, 256, 6, 0.0, 400)
+    x, atoms, support = drawn(random_atoms, 0, 64, 256, 6, 0.0, 400)
     picked = SparseCode.from_dense((x[:300] @ atoms.T).clamp_min(0), 6)
     again = refit(x[:300], atoms, picked.support())
     expected = small_weight_precision(again, code_of(support[:300], 256))
@@ -87,7 +95,7 @@ def test_only_least_squares_satisfies_its_conditions(planted):
 
 def test_diagnostics_are_those_of_the_codes(planted):
     arms, found = planted
-    x, atoms, _ = random_problem(0, 64, 256, 6, 0.0, 400)
+    x, atoms, _ = drawn(random_atoms, 0, 64, 256, 6, 0.0, 400)
     y = x[:300]
     code = by_size(refit(y, atoms, SparseCode.from_dense((y @ atoms.T).clamp_min(0), 6).support()))
     d = arms["refit"].diagnostics
@@ -104,7 +112,7 @@ def test_diagnostics_are_those_of_the_codes(planted):
 
 
 def test_pursuit_keeps_away_from_near_duplicates_and_the_encoder_does_not():
-    x, atoms, support = paired_problem(0, 0.9, both=True, n=200)
+    x, atoms, support = drawn(paired_atoms, 0, 0.9, both=True, n=200)
     found = by_arm(compare_coders(tied(atoms, 6), x, [6], ["encoder", "omp"], truth=code_of(support, 128)), 6)
     omp, encoder = (found[name].diagnostics for name in ("orthogonal_matching_pursuit", "encoder"))
     assert omp.overlap_minus_encoder.high < -0.1
@@ -114,7 +122,7 @@ def test_pursuit_keeps_away_from_near_duplicates_and_the_encoder_does_not():
 
 
 def test_the_lasso_is_near_its_optimum_and_only_it_has_a_gap():
-    x, atoms, _ = random_problem(0, 16, 32, 3, 0.0, 90)
+    x, atoms, _ = drawn(random_atoms, 0, 16, 32, 3, 0.0, 90)
     found = by_arm(compare_coders(tied(atoms, 3), x[:60], [3], ["encoder", "lasso"], train=x[60:]), 3)
     assert 0 <= found["lasso"].diagnostics.duality_gap.value < 1e-3
     assert found["lasso"].diagnostics.kkt_residual.value < 1e-12
@@ -169,7 +177,7 @@ def test_a_sample_is_spread_over_all_batches_and_can_be_left_out():
 
 
 def test_what_belongs_to_planted_data_is_refused_elsewhere():
-    x, atoms, support = random_problem(0, 16, 32, 3, 0.0, 20)
+    x, atoms, support = drawn(random_atoms, 0, 16, 32, 3, 0.0, 20)
     dictionary, truth = tied(atoms, 3), code_of(support, 32)
     with pytest.raises(ValueError, match="pass train="):
         compare_coders(dictionary, x, [3], ["scaled"])

@@ -115,6 +115,7 @@ def test_whose_codes_predict_is_decided_only_where_both_doses_agree():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "name", ["pursuit-selects-better", "orthogonality-quirk", "low-activations", "without-autoencoders"]
 )

@@ -17,6 +17,8 @@ def code(
         str | None, typer.Option("--coder", help="'gradient_pursuit', ...; the dictionary's own rule when absent.")
     ] = None,
     k: Annotated[int | None, typer.Option("--k", help="Latents per row, with --coder.")] = None,
+    search: options.Search = "exact",
+    candidates: options.Candidates = None,
     split: Annotated[str, typer.Option("--split", help="'all', 'train' or 'heldout' documents.")] = "all",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Rows coded at once.")] = 4096,
     force: Annotated[bool, typer.Option("--force", help="Code even if made for another site or model.")] = False,
@@ -31,6 +33,7 @@ def code(
     --out runs/codes.safetensors
     """
     from sparsight.activations import ActivationStore
+    from sparsight.evaluation import SearchRecord
     from sparsight.evaluation.code_file import write_codes
     from sparsight.formats import load_dictionary
 
@@ -42,6 +45,7 @@ def code(
         out,
         coder=coder,
         k=k,
+        search=options.search_named(search, candidates),
         split=split,
         batch_size=batch_size,
         resume=resume,
@@ -53,3 +57,5 @@ def code(
         typer.echo(json.dumps({"file": str(file.path), "mean_l0": mean_l0, **file.metadata}, indent=2))
     else:
         typer.echo(f"{file.path}: {len(file):,} codes, mean L0 {mean_l0:.2f}")
+        if (searched := file.metadata.get("search_record")) is not None:
+            typer.echo(str(SearchRecord(**searched)))

@@ -22,6 +22,8 @@ def compare(
     no_model: Annotated[bool, typer.Option("--no-model", help="Do not load a model: leave the loss out.")] = False,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Held-out tokens to code, spread evenly.")] = 32_768,
     loss_tokens: Annotated[int, typer.Option("--loss-tokens", min=1, help="The same for the loss added.")] = 8_192,
+    search: options.Search = "exact",
+    candidates: options.Candidates = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for comparison.json, comparison.txt and the figure as .svg and .png."),
@@ -52,6 +54,7 @@ def compare(
         k,
         arms,
         model=lm,
+        search=options.search_named(search, candidates),
         n_tokens=tokens,
         loss_tokens=loss_tokens,
         seed=seed,

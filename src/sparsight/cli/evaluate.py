@@ -24,6 +24,8 @@ def evaluate(
         str | None, typer.Option("--coder", help="Code with 'gradient_pursuit' in place of the dictionary's own rule.")
     ] = None,
     k: Annotated[int | None, typer.Option("--k", help="Latents per token, with --coder.")] = None,
+    search: options.Search = "exact",
+    candidates: options.Candidates = None,
     split: Annotated[str, typer.Option("--split", help="'heldout' or 'train' documents.")] = "heldout",
     shrinkage_tokens: Annotated[
         int,
@@ -58,6 +60,7 @@ def evaluate(
         model=lm,
         coder=coder,
         k=k,
+        search=options.search_named(search, candidates),
         split=split,
         shrinkage_tokens=shrinkage_tokens,
         seed=seed,

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparsight.activations import ActivationStore
+    from sparsight.evaluation import Approximate
     from sparsight.models import LanguageModel
 
 Model = Annotated[
@@ -22,6 +23,35 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Activations = Annotated[Path, typer.Option("--activations", help="Folder written by `sparsight harvest`.")]
 DictionaryFolder = Annotated[Path, typer.Argument(help="Folder written by `sparsight train`.")]
+Search = Annotated[
+    str,
+    typer.Option(
+        "--search",
+        help="How pursuits find the best atom: 'exact', or 'approximate', which may choose others; what that did and "
+        "cost is recorded.",
+    ),
+]
+Candidates = Annotated[
+    int | None,
+    typer.Option("--candidates", min=1, help="Atoms kept between scans of all, with --search approximate: 64."),
+]
+
+
+def search_named(name: str, candidates: int | None) -> "Approximate | None":
+    """The search that the flags ask for; None is the exact one.
+
+    Raises:
+        ValueError: there is no such search, or candidates came without the approximate one.
+    """
+    from sparsight.evaluation import Approximate
+
+    if name not in ("exact", "approximate"):
+        raise ValueError(f"--search must be 'exact' or 'approximate', got {name!r}")
+    if name == "exact":
+        if candidates is not None:
+            raise ValueError("--candidates is for --search approximate; an exact search looks at every atom")
+        return None
+    return Approximate() if candidates is None else Approximate(candidates)
 
 
 def model_for(store: "ActivationStore", name: str | None, without: bool, device: str) -> "LanguageModel | None":

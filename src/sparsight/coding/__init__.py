@@ -23,6 +23,7 @@ from sparsight.coding.kernels.choice import SearchMethod, kept_search
 from sparsight.coding.kernels.gram import GramTable
 from sparsight.coding.kernels.screening import Screening, ScreeningReport
 from sparsight.coding.matching_pursuit import matching_pursuit
+from sparsight.coding.nonnegative_lasso import nonnegative_lasso
 from sparsight.coding.orthogonal_matching_pursuit import orthogonal_matching_pursuit
 from sparsight.coding.refit import refit
 from sparsight.coding.scale import fit_scale
@@ -45,6 +46,7 @@ __all__ = [
     "kept_search",
     "kkt_residual",
     "matching_pursuit",
+    "nonnegative_lasso",
     "orthogonal_matching_pursuit",
     "refit",
     "small_weight_mass",

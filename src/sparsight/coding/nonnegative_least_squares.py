@@ -77,7 +77,7 @@ def nonnegative_least_squares(
 def _solve_block(
     gram: Float[Tensor, "b k k"], target: Float[Tensor, "b k"], used: Bool[Tensor, "b k"], free: Bool[Tensor, "b k"]
 ) -> Float[Tensor, "b k"]:
-    tolerance = (1e-12 if gram.dtype == torch.float64 else 1e-6) * target.abs().amax(dim=1, keepdim=True).double()
+    tolerance = gradient_tolerance(gram.dtype) * target.abs().amax(dim=1, keepdim=True).double()
     weights, proven = guess_and_prove(gram, target, used, free, tolerance)
     rest = (~proven).nonzero().squeeze(1)
     if len(rest) > 0:
@@ -166,6 +166,11 @@ def _masked(gram: Float[Tensor, "b k k"], used: Bool[Tensor, "b k"]) -> Float[Te
     block = torch.where(both, gram.double(), 0)
     block.diagonal(dim1=-2, dim2=-1).add_((~used).double())
     return block
+
+
+def gradient_tolerance(dtype: torch.dtype) -> float:
+    """Largest gradient that counts as none, relative to the largest target."""
+    return 1e-12 if dtype == torch.float64 else 1e-6
 
 
 def _pivot_floor(dtype: torch.dtype) -> float:

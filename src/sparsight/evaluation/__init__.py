@@ -1,6 +1,7 @@
 """Measurements of a dictionary: one metric per file, pure and streaming, and functions that compose them."""
 
 from sparsight.evaluation import features, metrics
+from sparsight.evaluation.approximate import Approximate
 from sparsight.evaluation.arms import ARMS
 from sparsight.evaluation.bootstrap import DocumentSums, Interval, bootstrap, paired_difference
 from sparsight.evaluation.causal import CausalPrediction, causal_prediction
@@ -14,7 +15,7 @@ from sparsight.evaluation.fvu import Fvu, FvuTokenMean, FvuUncentred
 from sparsight.evaluation.joint_scale import JointScaleSums
 from sparsight.evaluation.l0 import L0
 from sparsight.evaluation.loss import LossAdded
-from sparsight.evaluation.record import Estimate, Evaluation
+from sparsight.evaluation.record import Estimate, Evaluation, SearchRecord
 from sparsight.evaluation.recovery import CodeRecovery, Recovery, recovery
 from sparsight.evaluation.refit_slopes import RefitSlopes
 from sparsight.evaluation.shrinkage import Shrinkage, ShrinkageSums, shrinkage
@@ -27,6 +28,7 @@ from sparsight.evaluation.token_scales import TokenScales
 __all__ = [
     "ARMS",
     "L0",
+    "Approximate",
     "ArmRecord",
     "CausalPrediction",
     "CodeRecovery",
@@ -52,6 +54,7 @@ __all__ = [
     "PanelSums",
     "Recovery",
     "RefitSlopes",
+    "SearchRecord",
     "Shrinkage",
     "ShrinkagePanel",
     "ShrinkageSums",

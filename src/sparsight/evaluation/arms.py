@@ -12,10 +12,10 @@ from torch import Tensor
 from sparsight.codes import SparseCode
 from sparsight.coding import (
     SearchMethod,
-    fista,
     fit_scale,
     gradient_pursuit,
     matching_pursuit,
+    nonnegative_lasso,
     orthogonal_matching_pursuit,
     refit,
     threshold_code,
@@ -83,6 +83,14 @@ def pursuit(setting: Setting) -> Coder:
     return by_budget(lambda x, k: gradient_pursuit(x - dictionary.b_dec, dictionary.atoms, k, search=search))
 
 
+def polished(setting: Setting) -> Coder:
+    """Gradient pursuit, the values on its final support solved anew by non-negative least squares."""
+    dictionary, search = setting.dictionary, setting.search()
+    return by_budget(
+        lambda x, k: gradient_pursuit(x - dictionary.b_dec, dictionary.atoms, k, polish=True, search=search)
+    )
+
+
 def steepest(setting: Setting) -> Coder:
     """Matching pursuit: chooses as gradient pursuit does, and sets one value at a time."""
     dictionary, search = setting.dictionary, setting.search()
@@ -129,7 +137,8 @@ def thresholded(setting: Setting) -> Coder:
 class Lasso:
     """The support of the lasso, values by non-negative least squares; one penalty for the target mean L0.
 
-    The penalty is found by bisection on at most 256 training tokens, so that the L0 realised differs a little.
+    The penalty is found on at most 512 training tokens, so that the L0 realised differs a little: down from the one
+    that silences all of them until their codes use too much, each code starting from the one before, then by bisection.
 
     Attributes:
         penalty: Price of one unit of latent value, in the units of the activations.
@@ -138,20 +147,28 @@ class Lasso:
     def __init__(self, setting: Setting) -> None:
         self._dictionary = setting.dictionary
         x = setting.train_rows()
-        x = x[:: max(1, len(x) // 256)][:256]
+        x = x[:: max(1, len(x) // 512)][:512]
         with torch.no_grad():
-            high = float(((x - self._dictionary.b_dec) @ self._dictionary.atoms.T).max())
-        low = high / 1e4
-        for _ in range(12):
-            self.penalty = math.sqrt(low * high)
-            used = int(self.shrunk(x).l0().sum()) / len(x)
-            low, high = (self.penalty, high) if used > setting.l0 else (low, self.penalty)
-        self.penalty = high
+            largest = float(((x - self._dictionary.b_dec) @ self._dictionary.atoms.T).max())
+        self.penalty = largest if largest > 0 else 1.0
+        lowest, too_low, code = self.penalty / 1e4, 0.0, None
+        for _ in range(40):
+            tried = math.sqrt(too_low * self.penalty) if too_low else max(lowest, 0.7 * self.penalty)
+            found = self.shrunk(x, start=code, penalty=tried)
+            if int(found.l0().sum()) > setting.l0 * len(x):
+                too_low = tried
+            else:
+                self.penalty, code = tried, found
+            if self.penalty <= (1.002 * too_low or lowest):
+                break
 
     @torch.no_grad()
-    def shrunk(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
+    def shrunk(
+        self, x: Float[Tensor, "n d_in"], *, start: SparseCode | None = None, penalty: float | None = None
+    ) -> SparseCode:
         """The lasso's own code, its values short by what the penalty takes."""
-        return fista(x - self._dictionary.b_dec, self._dictionary.atoms, self.penalty, gap=1e-4, max_steps=500)
+        y = x - self._dictionary.b_dec
+        return nonnegative_lasso(y, self._dictionary.atoms, penalty or self.penalty, start=start)
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "n d_in"], budget: Int64[Tensor, " n"]) -> SparseCode:
@@ -167,9 +184,13 @@ ARMS: dict[str, Callable[[Setting], Coder]] = {
     "refit": refitted,
     "matching_pursuit": steepest,
     "pursuit": pursuit,
+    "polished": polished,
     "orthogonal_matching_pursuit": orthogonal,
     "lasso": Lasso,
 }
+
+# Arms that search for the best atom again and again.
+SEARCHING = ("pursuit", "polished", "matching_pursuit", "orthogonal_matching_pursuit")
 
 DEFAULT_ARMS = ("encoder", "topk", "refit", "pursuit")
 

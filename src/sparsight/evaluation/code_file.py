@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 from sparsight.codes import SparseCode
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import StoreError
+from sparsight.evaluation.approximate import Approximate, ApproximateCode, spread_rows
 from sparsight.evaluation.evaluate import coder_of
 from sparsight.evaluation.reading import StoredActivations, part_of, reported, row_blocks, site_for
 from sparsight.models import Site
@@ -30,6 +31,7 @@ from sparsight.models import Site
 _PARTS: dict[str, np.dtype[Any]] = {"row_ends": np.dtype("<i8"), "indices": np.dtype("<i4"), "values": np.dtype("<f4")}
 _NAMES = {"row_ends": "I64", "indices": "I32", "values": "F32"}
 _PROGRESS = "progress.json"
+_RECORD = "search_record"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class CodeFile:
 
     Attributes:
         path: The file.
-        metadata: What it holds: coder, k, site, model, split, fingerprint of the dictionary's parameters, n_latents.
+        metadata: What it holds: coder, k, site, model, split, fingerprint of the dictionary's parameters, n_latents;
+            after an approximate search its settings (`search`) and a `SearchRecord` (`search_record`).
         row_ends: End of each row's slots, with a leading 0.
     """
 
@@ -97,6 +100,7 @@ def write_codes(
     *,
     coder: str | None = None,
     k: int | None = None,
+    search: Approximate | None = None,
     split: str = "all",
     site: Site | str | None = None,
     batch_size: int = 4096,
@@ -115,6 +119,8 @@ def write_codes(
         out: File to write; must not exist.
         coder: None for the dictionary's own rule, else a coder of `evaluate`, with `k`.
         k: Latents per row, with `coder`.
+        search: None for the exact search of a pursuit. What an approximate one did, and what it cost on a sample, is
+            in the metadata under `search_record`.
         split: "all", "train" or "heldout".
         site: Where, if not at the dictionary's own site.
         batch_size: Rows coded at once.
@@ -128,9 +134,9 @@ def write_codes(
     """
     out = Path(out)
     part = part_of(store, split)
-    code = coder_of(dictionary, coder, k, len(part))
+    code = coder_of(dictionary, coder, k, len(part), search)
     chosen = site_for(dictionary, part, site, force=force)
-    metadata = {
+    metadata: dict[str, Any] = {
         "coder": coder or "own",
         "k": k,
         "split": split,
@@ -141,17 +147,26 @@ def write_codes(
         "dictionary": _fingerprint(dictionary),
         "batch_size": batch_size,
     }
+    if search is not None:
+        metadata["search"] = {"method": "approximate", **asdict(search)}
     blocks = row_blocks(len(part), batch_size)
     if _finished(out, metadata, resume):
         return CodeFile.open(out)
     parts = _Parts(out.with_name(out.name + ".partial"), metadata, resume)
     done = parts.blocks
+    approximate = code if isinstance(code, ApproximateCode) else None
+    if approximate is not None:
+        approximate.coder.screening.count(**parts.counts)
     with parts, reported("coding", len(part), shown=progress) as advance:
         advance(sum(block.stop - block.start for block in blocks[:done]))
         for block in blocks[done:]:
-            parts.add(code(part.rows(chosen, block).to(dictionary.atoms)))
+            codes = code(part.rows(chosen, block).to(dictionary.atoms))
+            parts.add(codes, {} if approximate is None else approximate.coder.counts())
             advance(block.stop - block.start)
-    parts.assemble(out)
+    if approximate is not None and search is not None:
+        x = spread_rows(lambda block: part.rows(chosen, block).to(dictionary.atoms), len(part), search.checked)
+        metadata[_RECORD] = approximate.record(x).model_dump()
+    parts.assemble(out, metadata)
     return CodeFile.open(out)
 
 
@@ -159,7 +174,8 @@ class _Parts:
     """The growing parts of a code file: appended batch by batch, with a record of what is whole."""
 
     def __init__(self, folder: Path, metadata: dict[str, Any], resume: bool) -> None:
-        self.folder, self.metadata = folder, metadata
+        self.folder, self.metadata = folder, dict(metadata)
+        self.counts: dict[str, int] = {}
         self.blocks, self.rows, self.slots = 0, 0, 0
         if folder.exists():
             self._restore(resume)
@@ -182,6 +198,7 @@ class _Parts:
                 f"{self.folder} was begun with other settings, (then, now): {other}; remove it to start again"
             )
         self.blocks, self.rows, self.slots = state["blocks"], state["rows"], state["slots"]
+        self.counts = state.get("counts", {})
 
     def __enter__(self) -> "_Parts":
         self._files = {}
@@ -196,7 +213,8 @@ class _Parts:
         for file in self._files.values():
             file.close()
 
-    def add(self, code: SparseCode) -> None:
+    def add(self, code: SparseCode, counts: dict[str, int]) -> None:
+        """Append the codes of a batch; `counts` is what an approximate search has done up to its end."""
         used = (code.values != 0).cpu()
         ends = self.slots + used.sum(dim=1).cumsum(dim=0)
         columns = {"row_ends": ends, "indices": code.indices.cpu()[used], "values": code.values.cpu()[used]}
@@ -204,19 +222,22 @@ class _Parts:
             self._files[name].write(column.numpy().astype(_PARTS[name]).tobytes())
             self._files[name].flush()
         self.blocks, self.rows, self.slots = self.blocks + 1, self.rows + len(code), self.slots + int(used.sum())
+        self.counts = counts
         self._record()
 
     def _record(self) -> None:
         state = {"metadata": self.metadata, "blocks": self.blocks, "rows": self.rows, "slots": self.slots}
+        if self.counts:
+            state["counts"] = self.counts
         partial = self.folder / f"{_PROGRESS}.partial"
         partial.write_text(json.dumps(state), encoding="utf8")
         partial.replace(self.folder / _PROGRESS)
 
-    def assemble(self, out: Path) -> None:
-        """One safetensors file out of the parts; it appears whole or not at all."""
+    def assemble(self, out: Path, metadata: dict[str, Any]) -> None:
+        """One safetensors file out of the parts, with final metadata; it appears whole or not at all."""
         sizes = {name: (self.folder / name).stat().st_size for name in _PARTS}
         offsets = dict(zip(_PARTS, pairwise([0, *np.cumsum([sizes[name] for name in _PARTS]).tolist()]), strict=True))
-        header: dict[str, Any] = {"__metadata__": {"sparsight.codes": json.dumps(self.metadata)}}
+        header: dict[str, Any] = {"__metadata__": {"sparsight.codes": json.dumps(metadata)}}
         for name, dtype in _PARTS.items():
             shape = [sizes[name] // dtype.itemsize]
             header[name] = {"dtype": _NAMES[name], "shape": shape, "data_offsets": list(offsets[name])}
@@ -239,7 +260,7 @@ def _finished(out: Path, metadata: dict[str, Any], resume: bool) -> bool:
         return False
     if not resume:
         raise StoreError(f"{out} exists; name another file, or add --resume if it is this one")
-    if CodeFile.open(out).metadata != metadata:
+    if {key: value for key, value in CodeFile.open(out).metadata.items() if key != _RECORD} != metadata:
         raise StoreError(f"{out} holds other codes than these; name another file")
     return True
 

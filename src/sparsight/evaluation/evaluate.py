@@ -13,6 +13,7 @@ from sparsight.coding import kept_search
 from sparsight.dictionaries import AbstractDictionary, TranscoderDictionary
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation import sums as terms
+from sparsight.evaluation.approximate import Approximate, ApproximateCode, ApproximateCoder, spread_rows
 from sparsight.evaluation.arms import Setting, make_arm
 from sparsight.evaluation.fvu import Fvu
 from sparsight.evaluation.reading import Predicts, StoredActivations, check_model, reported, row_blocks
@@ -44,6 +45,7 @@ def evaluate(
     model: Predicts | None = None,
     coder: str | None = None,
     k: int | None = None,
+    search: Approximate | None = None,
     split: str = "heldout",
     site: Site | str | None = None,
     n_tokens: int | None = None,
@@ -71,6 +73,7 @@ def evaluate(
         model: The model they came from, for the loss. A model without a next-token loss is noted, not refused.
         coder: None for the dictionary's own code; else the name of an arm of `compare_coders`, with `k`.
         k: Latents per token, with `coder`.
+        search: None for the exact search of a pursuit; an approximate one is recorded, with its cost on a sample.
         split: "heldout", "train", or "all".
         site: Where, if not at the dictionary's own site.
         n_tokens: Measure on about this many tokens, spread evenly; all when None.
@@ -95,7 +98,7 @@ def evaluate(
     part, chosen = reading.part, reading.site
     if shrinkage_tokens and reading.columns:
         raise ValueError("a shrinkage panel is of one site, got a crosscoder; leave shrinkage_tokens at 0")
-    code = coder_of(dictionary, coder, k, len(part))
+    code = coder_of(dictionary, coder, k, len(part), search)
     if model is not None:
         check_model(model, part, force=force)
     blocks = row_blocks(len(part), batch_size, n_tokens)
@@ -113,6 +116,9 @@ def evaluate(
             sums.add(y, y_hat, z, ids)
             by_site.add(y, y_hat, ids)
             advance(block.stop - block.start)
+    searched = None
+    if isinstance(code, ApproximateCode) and search is not None:
+        searched = code.record(spread_rows(lambda block: reading.rows(block, device)[0], len(part), search.checked))
     panel = None
     if shrinkage_tokens:
         panel = shrinkage_panel(dictionary, reading, code, row_blocks(len(part), batch_size, shrinkage_tokens), device)
@@ -137,6 +143,7 @@ def evaluate(
         split=split,
         coder=coder or "encoder",
         k=k,
+        search=searched,
         level=level,
         n_resamples=n_resamples,
         seed=seed,
@@ -149,17 +156,26 @@ def evaluate(
     )
 
 
-def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None, n_rows: int = 0) -> Code:
+def coder_of(
+    dictionary: AbstractDictionary,
+    coder: str | None,
+    k: int | None,
+    n_rows: int = 0,
+    search: Approximate | None = None,
+) -> Code:
     """The dictionary's own rule, or an arm at `k` latents per token, from activations to codes.
 
-    A pursuit over many rows (`n_rows` in all) keeps one table of inner products for all batches.
+    A pursuit over many rows (`n_rows` in all) keeps one table of inner products for all batches. With an approximate
+    search the result is an `ApproximateCode`.
 
     Raises:
-        ValueError: one of `coder` and `k` came without the other, or one is out of range.
+        ValueError: one of `coder` and `k` came without the other, one is out of range, or nothing is searched.
     """
     if coder is None:
         if k is not None:
             raise ValueError(f"k={k} needs a coder to use it; pass coder='gradient_pursuit', or leave k out")
+        if search is not None:
+            raise ValueError("the dictionary's own rule searches no atoms; pass coder='gradient_pursuit' and k")
         return torch.no_grad()(dictionary.encode)
     if isinstance(dictionary, TranscoderDictionary):
         raise ValueError(f"coder={coder!r} codes what atoms write, but a transcoder codes what it reads; leave it out")
@@ -171,9 +187,10 @@ def coder_of(dictionary: AbstractDictionary, coder: str | None, k: int | None, n
     def refuse() -> Tensor:
         raise ValueError(f"coder={coder!r} must be fitted on training rows; use compare_coders")
 
-    arm = make_arm(
-        coder, Setting(dictionary, False, k, refuse, partial(kept_search, dictionary.atoms.detach(), n_rows, k))
-    )
+    setting = Setting(dictionary, False, k, refuse, partial(kept_search, dictionary.atoms.detach(), n_rows, k))
+    if search is not None:
+        return ApproximateCode(ApproximateCoder(coder, setting, search), k)
+    arm = make_arm(coder, setting)
     return lambda x: arm(x, torch.full((len(x),), k, device=x.device))
 
 

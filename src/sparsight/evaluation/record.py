@@ -142,6 +142,46 @@ class LossRecord(Record):
     kl: Estimate
 
 
+class SearchRecord(Record):
+    """What an approximate search did to the codes it was used for, and its codes beside exact ones on a sample.
+
+    Attributes:
+        method: Always "approximate".
+        candidates: Atoms kept for each row between two scans.
+        scans: Scans of all atoms planned for a row.
+        rows: Rows coded.
+        choices: Atoms chosen.
+        scanned: Choices made right after a scan of all atoms.
+        proven_share: Share of choices proven to be those of an exact search; the others may be, too.
+        checked_rows: Rows, spread evenly, that were also coded with the exact search.
+        fvu: FVU of the approximate codes on those rows, about their mean; None where they do not vary.
+        fvu_exact: FVU of the exact codes on the same rows.
+        fvu_difference: The first less the second: what the approximation costs.
+        same_support: Share of those rows with the same latents in both codes.
+    """
+
+    method: Literal["approximate"] = "approximate"
+    candidates: int
+    scans: int
+    rows: int
+    choices: int
+    scanned: int
+    proven_share: float
+    checked_rows: int
+    fvu: float | None
+    fvu_exact: float | None
+    fvu_difference: float | None
+    same_support: float
+
+    def __str__(self) -> str:
+        cost = "" if self.fvu_difference is None else f"FVU {self.fvu_difference:+.2g} against the exact search and "
+        return (
+            f"approximate search ({self.candidates} candidates, {self.scans} scans): {self.proven_share:.0%} of "
+            f"{self.choices:,} choices proven; {cost}the same latents in {self.same_support:.0%} of "
+            f"{self.checked_rows} rows coded both ways"
+        )
+
+
 class Evaluation(Record):
     """All measurements of one dictionary on one part of a store, with what is needed to read them.
 
@@ -156,6 +196,7 @@ class Evaluation(Record):
     split: str
     coder: str
     k: int | None
+    search: SearchRecord | None = None
     n_tokens: int
     n_documents: int
     token_policy: str = TOKEN_POLICY

@@ -45,6 +45,8 @@ def evaluation_table(e: "Evaluation") -> str:
     for name, value, ends, meaning in _rows(e):
         table.add_row(name, value, ends, meaning)
     notes = [f"note: {note}" for note in e.notes]
+    if e.search is not None:
+        notes.append(f"note: {e.search}")
     if e.no_loss_because:
         notes.append(f"no loss added: {e.no_loss_because}")
     panel = [] if e.shrinkage_panel is None else panel_tables(e.shrinkage_panel)

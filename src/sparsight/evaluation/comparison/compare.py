@@ -12,7 +12,8 @@ from sparsight.codes import SparseCode
 from sparsight.coding import kept_search
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import UndefinedMetric
-from sparsight.evaluation.arms import ARMS, DEFAULT_ARMS, Coder, Setting, canonical, has_encoder, make_arm
+from sparsight.evaluation.approximate import Approximate, ApproximateCoder, spread_rows
+from sparsight.evaluation.arms import ARMS, DEFAULT_ARMS, SEARCHING, Coder, Setting, canonical, has_encoder, make_arm
 from sparsight.evaluation.bootstrap import DocumentSums, Statistic
 from sparsight.evaluation.comparison.diagnosis import Diagnosis, Sampler
 from sparsight.evaluation.comparison.record import Comparison, Difference, Level
@@ -43,6 +44,7 @@ def compare_coders(
     truth: SparseCode | None = None,
     true_atoms: Float[Tensor, "n_true d_in"] | None = None,
     train: Float[Tensor, "m d_in"] | None = None,
+    search: Approximate | None = None,
     split: str = "heldout",
     site: Site | str | None = None,
     n_tokens: int | None = 32_768,
@@ -72,6 +74,7 @@ def compare_coders(
         truth: With a tensor: the planted code of its rows. Adds the arm "oracle", recall and precision.
         true_atoms: The atoms `truth` is over, if they are not the dictionary's; matched to those one to one.
         train: With a tensor: activations on which what an arm must fit is fitted. A store has its training documents.
+        search: None for the exact search of the pursuits; an approximate one is recorded, with its cost on a sample.
         split: "heldout", "train", or "all"; what an arm must fit is always fitted on training documents.
         site: Where, if not at the dictionary's own site.
         n_tokens: Code about this many tokens, spread evenly; all when None.
@@ -87,11 +90,14 @@ def compare_coders(
     Returns:
         FVU, L0, support overlap, loss added, diagnostics and time of every arm, and paired differences.
     Raises:
-        ValueError: no `k`, one out of range, an unknown arm, or an arm without what it needs.
+        ValueError: no `k`, one out of range, an unknown arm, an arm without what it needs, or a dictionary of several
+            sites.
         DataError: the store lacks the site or the split, or the dictionary was made for another site or model.
         UndefinedMetric: the activations do not vary.
     """
     names = _checked(dictionary, ks, arms, truth)
+    if search is not None and not set(names) & set(SEARCHING):
+        raise ValueError(f"an approximate search is for {', '.join(SEARCHING)}; none of them is among the arms")
     source = source_of(
         dictionary,
         store,
@@ -106,7 +112,7 @@ def compare_coders(
     )
     blocks = row_blocks(len(source.part), batch_size, n_tokens)
     intervals = Intervals(n_resamples, level, seed)
-    frame, own_l0, runners = _coded(dictionary, source, names, ks, blocks, diagnostic_tokens, seed, progress)
+    frame, own_l0, runners = _coded(dictionary, source, names, ks, blocks, diagnostic_tokens, seed, search, progress)
     added, no_loss_because = _losses_added(dictionary, runners, model, source, intervals, loss_tokens, progress)
     return Comparison(
         dictionary=describe(dictionary),
@@ -148,6 +154,11 @@ def _checked(
     dictionary: AbstractDictionary, ks: Sequence[Level], arms: Sequence[str] | None, truth: SparseCode | None
 ) -> list[str]:
     """Names of the arms, the encoder first: the others are compared with it; the oracle last, if there is a truth."""
+    if dictionary.places:
+        raise ValueError(
+            f"{type(dictionary).__name__} is of several sites: it does not code what its atoms write, so "
+            "that no other coder has its task; compare a dictionary of one site, or measure this one with evaluate"
+        )
     if len(ks) == 0:
         raise ValueError("ks must name at least one number of latents per token, got none; 8, 16, 32 are usual")
     for k in ks:
@@ -171,6 +182,7 @@ def _coded(
     blocks: list[slice],
     diagnostic_tokens: int,
     seed: int,
+    search: Approximate | None,
     progress: bool,
 ) -> tuple[Frame, float, list[Runner]]:
     """All arms on all blocks: what the activations are, the dictionary's own mean L0, and what the arms gave."""
@@ -180,13 +192,17 @@ def _coded(
     with reported("comparing", 3 * n, shown=progress) as advance:
         frame = frame_of(part, site, blocks, device, advance)
         own_l0 = _own_l0(dictionary, batches(part, site, blocks, device, advance)) / n
-        runners = _runners(dictionary, source, names, ks, own_l0, n, seed if sampler else None)
+        runners = _runners(dictionary, source, names, ks, own_l0, n, seed if sampler else None, search)
         for block, x in batches(part, site, blocks, device, advance):
             ids = part.tokens(block).document_ids
             centred_sq = (x.double() - frame.mean).square().sum(dim=1)
             planted = None if source.planted is None else source.planted[block]
             sample = None if sampler is None else sampler.sample(x, ids)
             run_arms(dictionary, runners, Batch(x, ids, centred_sq, planted, sample))
+    if search is not None:
+        _tell_searches(
+            dictionary, runners, spread_rows(lambda b: part.rows(site, b).to(device), len(part), search.checked)
+        )
     totals = runners[0].documents.sums.sum(dim=0)
     # Refuses activations that do not vary.
     _ = Fvu(frame.n, frame.mean, totals[CENTRED].item(), totals[RESIDUAL].item()).value
@@ -207,6 +223,7 @@ def _runners(
     own_l0: float,
     n: int,
     seed: int | None,
+    approximate: Approximate | None,
 ) -> list[Runner]:
     """Every arm at every sparsity, fitted where it must be; with diagnostics if there is a seed for them."""
     steps = sum(k if isinstance(k, int) else round(own_l0) for k in ks)
@@ -216,10 +233,19 @@ def _runners(
         own = k == "own" or k == round(own_l0)
         setting = Setting(dictionary, own, k if isinstance(k, int) and not own else own_l0, source.train_rows, search)
         for name in names:
-            coder = None if name == ORACLE else make_arm(name, setting)
+            coder: Coder | None = None if name == ORACLE else make_arm(name, setting)
+            if approximate is not None and name in SEARCHING:
+                coder = ApproximateCoder(name, setting, approximate)
             diagnosis = None if seed is None else Diagnosis(dictionary, name, seed)
             runners.append(Runner(name, k, coder, own, diagnosis))
     return runners
+
+
+def _tell_searches(dictionary: AbstractDictionary, runners: Sequence[Runner], x: Float[Tensor, "n d_in"]) -> None:
+    """Have every arm with an approximate search say what it did, before the contexts are coded too."""
+    for runner in runners:
+        if isinstance(runner.coder, ApproximateCoder):
+            runner.searched = runner.coder.record(x, budgets(dictionary, x, runner))
 
 
 def _losses_added(

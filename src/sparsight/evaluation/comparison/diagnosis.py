@@ -13,7 +13,7 @@ from sparsight.coding import duality_gap, kkt_residual, span_overlap
 from sparsight.coding.diagnostics.overlap import mean_overlap
 from sparsight.coding.diagnostics.small_weights import relative_magnitudes
 from sparsight.dictionaries import AbstractDictionary
-from sparsight.evaluation.arms import Lasso, encoder_weights, has_encoder
+from sparsight.evaluation.arms import SEARCHING, Lasso, encoder_weights, has_encoder
 from sparsight.evaluation.bootstrap import DocumentSums, Statistic
 from sparsight.evaluation.comparison.record import Diagnostics
 from sparsight.evaluation.evaluate import ratio
@@ -24,9 +24,6 @@ FRACTIONS = (0.05, 0.1, 0.2)
 
 SMALL = 0.1
 """The share at which the precision of small and of other values is told."""
-
-# Arms whose slots stand in the order of choice.
-IN_ORDER = ("matching_pursuit", "pursuit", "orthogonal_matching_pursuit")
 
 Estimator = Callable[[DocumentSums, Statistic], Estimate]
 
@@ -199,7 +196,8 @@ class Diagnosis:
     def _overlaps(self, code: SparseCode) -> tuple[Tensor, Tensor, Tensor]:
         """Of the code's own atoms and of random ones, and which rows have any."""
         atoms = self.dictionary.atoms.detach()
-        ordered = code if self.arm in IN_ORDER else by_size(code)
+        # The slots of pursuits stand in the order of choice.
+        ordered = code if self.arm in SEARCHING else by_size(code)
         probes = torch.randint(code.n_latents, tuple(ordered.indices.shape), generator=self.generator)
         own, counted = mean_overlap(ordered, span_overlap(ordered, atoms))
         random, _ = mean_overlap(ordered, span_overlap(ordered, atoms, probes=probes.to(atoms.device)))

@@ -23,6 +23,7 @@ STYLES = {
     "lasso": ("#cc79a7", "^", "-"),
     "matching_pursuit": ("#56b4e9", "s", "-"),
     "pursuit": ("#0072b2", "o", "-"),
+    "polished": ("#0072b2", "x", ":"),
     "orthogonal_matching_pursuit": ("#009e73", "D", "-"),
     "oracle": ("#b8a800", "*", "--"),
 }
@@ -32,6 +33,7 @@ LABELS = {
     "joint_scaled": "scaled jointly",
     "matching_pursuit": "matching pursuit",
     "pursuit": "gradient pursuit",
+    "polished": "gradient pursuit, polished",
     "orthogonal_matching_pursuit": "orthogonal matching pursuit",
 }
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sparsight.evaluation.record import CONVENTIONS, TOKEN_POLICY, DictionaryRecord, Estimate, Record
+from sparsight.evaluation.record import CONVENTIONS, TOKEN_POLICY, DictionaryRecord, Estimate, Record, SearchRecord
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -20,6 +20,7 @@ COMPARISON_CONVENTIONS = {
     "scaled": "the encoder arm's code times one factor, fitted on training documents",
     "joint_scaled": "the encoder arm's code times one factor for each latent, fitted jointly on training documents",
     "pursuit": "non-negative gradient pursuit, k steps",
+    "polished": "that, its values on the final support by non-negative least squares",
     "matching_pursuit": "non-negative matching pursuit, k steps",
     "orthogonal_matching_pursuit": "non-negative orthogonal matching pursuit, k steps",
     "lasso": "support of the non-negative lasso at one penalty, set on training documents for a mean L0 of k; values "
@@ -99,6 +100,7 @@ class ArmRecord(Record):
         precision_small: Share of its small values whose latent is planted; None without a truth or without such values.
         precision_large: Share of its other values whose latent is planted.
         diagnostics: What its codes show; None when none were asked for.
+        search: What an approximate search did, and what it cost on a sample; None where the search was exact or none.
     """
 
     arm: str
@@ -115,6 +117,7 @@ class ArmRecord(Record):
     precision_small: Estimate | None
     precision_large: Estimate | None
     diagnostics: Diagnostics | None
+    search: SearchRecord | None = None
 
 
 class Difference(Record):

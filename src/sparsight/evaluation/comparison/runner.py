@@ -19,7 +19,7 @@ from sparsight.evaluation.comparison.record import ArmRecord, Level
 from sparsight.evaluation.evaluate import ratio
 from sparsight.evaluation.l0 import L0
 from sparsight.evaluation.pairs import float64_pair
-from sparsight.evaluation.record import Estimate
+from sparsight.evaluation.record import Estimate, SearchRecord
 
 TOKENS, LATENTS, RESIDUAL, CENTRED, JACCARD, FOUND, PLANTED = range(7)
 
@@ -57,6 +57,7 @@ class Runner:
         seconds: Time spent coding.
         compared: Whether supports were compared with the encoder's.
         planted: Whether supports were compared with the truth.
+        searched: What an approximate search did, told when the pass is over.
     """
 
     def __init__(self, arm: str, k: Level, coder: Coder | None, own: bool, diagnosis: Diagnosis | None) -> None:
@@ -66,6 +67,7 @@ class Runner:
         self.small = SmallValues()
         self.seconds = 0.0
         self.compared = self.planted = False
+        self.searched: SearchRecord | None = None
 
     @property
     def l0(self) -> float:
@@ -133,6 +135,7 @@ class Runner:
             recall=estimator(documents, ratio(FOUND, PLANTED)) if self.planted else None,
             precision_small=small.precision(estimator, small=True) if self.planted else None,
             precision_large=small.precision(estimator, small=False) if self.planted else None,
+            search=self.searched,
             diagnostics=None if self.diagnosis is None else self.diagnosis.record(estimator, small),
         )
 

@@ -27,6 +27,7 @@ def comparison_table(c: "Comparison") -> str:
         value, _, ends = str(difference.fvu).partition("  ")
         gaps.add_row(str(difference.k), difference.first, difference.second, value, ends)
     notes = [f"note: {note}" for note in c.notes]
+    notes += [f"k={arm.k}, {short(arm.arm)}: {arm.search}" for arm in c.arms if arm.search is not None]
     if c.no_loss_because:
         notes.append(f"no loss added: {c.no_loss_because}")
     return rendered(table, *_diagnostics(c), *_planted(c), *([gaps] if c.differences else []), *notes)
