@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.evaluation import ARMS, FeatureRow, Recovery, Shrinkage
+from sparsight.evaluation import ARMS, FeatureRow, Recovery, SearchRecord, Shrinkage
 from sparsight.evaluation.comparison.record import COMPARISON_CONVENTIONS, ArmRecord, Diagnostics, Difference
 from sparsight.evaluation.record import CONVENTIONS, DensityRecord, Evaluation, L0Record, LossRecord
 from sparsight.evaluation.shrinkage_panel_record import ShrinkagePanel, Spread, TokenGroup, ValueBin
@@ -31,7 +31,7 @@ PLAIN = {
 
 
 RECORDS = [Evaluation, L0Record, DensityRecord, LossRecord, ArmRecord, Diagnostics, Difference, FeatureRow]
-RECORDS += [ShrinkagePanel, TokenGroup, ValueBin, Spread]
+RECORDS += [SearchRecord, ShrinkagePanel, TokenGroup, ValueBin, Spread]
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -28,7 +28,13 @@ from sparsight.evaluation.sums import Frame, frame_of
 from sparsight.models import Site
 
 # Pairs whose difference answers a question: (first, second).
-QUESTIONS = (("pursuit", "refit"), ("refit", "encoder"), ("pursuit", "encoder"))
+QUESTIONS = (
+    ("pursuit", "refit"),
+    ("polished", "refit"),
+    ("orthogonal_matching_pursuit", "refit"),
+    ("refit", "encoder"),
+    ("pursuit", "encoder"),
+)
 
 ORACLE = "oracle"
 """The arm that is told the planted latents."""

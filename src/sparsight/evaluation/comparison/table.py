@@ -25,7 +25,7 @@ def comparison_table(c: "Comparison") -> str:
     gaps = titled("FVU, first minus second, same documents", "k", "first", "second", "difference", "interval")
     for difference in c.differences:
         value, _, ends = str(difference.fvu).partition("  ")
-        gaps.add_row(str(difference.k), difference.first, difference.second, value, ends)
+        gaps.add_row(str(difference.k), short(difference.first), difference.second, value, ends)
     notes = [f"note: {note}" for note in c.notes]
     notes += [f"k={arm.k}, {short(arm.arm)}: {arm.search}" for arm in c.arms if arm.search is not None]
     if c.no_loss_because:
