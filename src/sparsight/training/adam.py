@@ -1,19 +1,29 @@
 """The rule of dictionaries that have a differentiable objective: Adam along the sphere."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparsight.activations.split import mix_seed
 from sparsight.dictionaries import AbstractDictionary, TopKDictionary
 from sparsight.errors import TrainingError
 from sparsight.training.objectives import OBJECTIVES, Objective
 from sparsight.training.parallel.latents import clip_sharded_, sharded_topk_objective
 from sparsight.training.parallel.processes import Processes, current_processes, shared_batch
+from sparsight.training.resampling import forget_, resample_
 from sparsight.training.settings import Training
 from sparsight.training.whole_batch import agree_on, whole_batch
+
+# Which axis of a parameter counts latents.
+_LATENT_AXIS = {
+    "W_enc": 1,
+    "W_mag": 1,
+    **dict.fromkeys(("atoms", "b_enc", "b_gate", "b_mag", "r_mag", "log_norm", "log_threshold"), 0),
+}
 
 
 class AdamRule:
@@ -41,14 +51,35 @@ class AdamRule:
             TrainingError: the loss or its gradient is not finite; the parameters are as before.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        objective = self._gradients(self.processes.share(x), dead, sparsity)
+        resampled = self.training.revive == "resample"
+        by_loss = torch.zeros_like(dead) if resampled else dead
+        objective = self._gradients(self.processes.share(x), by_loss, sparsity)
         if self.processes.size > 1:
             self.processes.mean_([p.grad for p in self.dictionary.parameters() if p.grad is not None])
             # What an architecture keeps about batches (the running penalties of p-annealing) is a mean over rows too.
             self.processes.mean_([p.data for p in self.dictionary.parameters() if not p.requires_grad])
             objective = agree_on(objective, self.processes)
         self._move(objective.loss, lr)
+        # Late in the decay of the rate there is no time left to learn from where they start.
+        if resampled and lr >= self.training.lr / 2:
+            silent = dead & ~objective.fired
+            if bool(silent.any()):
+                objective = replace(objective, fired=objective.fired | self._resample(x, silent))
         return objective
+
+    def _resample(self, x: Tensor, silent: Tensor) -> Tensor:
+        """Start silent latents anew, Adam's averages of them too; says which."""
+        state = self.optimizer.state
+        steps = int(state[self.dictionary.atoms]["step"])  # in the checkpoint: a resumed run draws the same
+        generator = torch.Generator().manual_seed(mix_seed(self.training.seed, steps))
+        latents, flags = resample_(self.dictionary, x, silent, generator)
+        for name, parameter in self.dictionary.named_parameters():
+            averages = state.get(parameter)
+            if averages and name in _LATENT_AXIS:
+                axis = _LATENT_AXIS[name]
+                averages["exp_avg"].index_fill_(axis, latents, 0.0)
+                forget_(averages["exp_avg_sq"], latents, ~silent, axis)
+        return flags
 
     def _gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
         """Add up the gradients of the parts of a batch; returns the objective of the whole."""

@@ -68,7 +68,7 @@ def _window(member: Member, x: Tensor) -> list[str]:
 def _auxiliary(member: Member, training: Training) -> list[str]:
     """A clock that never rings, or that rings for everything."""
     config, found = member.config, []
-    if getattr(config, "aux", 0) <= 0:
+    if getattr(config, "aux", 0) <= 0 and training.revive == "aux":
         dead = float(member.dead.float().mean())
         if hasattr(config, "aux") and dead > 0.5:
             found.append(f"{dead:.0%} of the latents are dead and aux=0 revives none; set aux, e.g. to 1/32")

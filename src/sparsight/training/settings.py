@@ -9,6 +9,7 @@ _CHOICES = {
     "decay_shape": ("linear", "cosine"),
     "precision": ("float32", "bf16"),
     "parallel": ("data", "latents"),
+    "revive": ("aux", "resample"),
 }
 
 
@@ -30,6 +31,9 @@ class Training:
         precision: `"float32"`, or `"bf16"`: matrix products of the objective in bfloat16, all else in float32.
         ema: Decay rate of an average of the weights over the steps, which is then what is saved; `None` saves the last.
         parallel: What the processes of `torchrun` share out: the `"data"` of a batch, or the `"latents"` (TopK).
+        revive: How latents come back that were silent for `dead_after` tokens: through the auxiliary loss of the
+            architecture (`"aux"`), or from the residual of badly reconstructed tokens (`"resample"`; the auxiliary loss
+            is then off). Pursuit always does the latter.
         seed: Of the dictionaries' first values and of the order of the batches.
         normalization_tokens: Activations on which the mean and the scale are fitted.
         log_every: Steps between two lines of `metrics.jsonl`.
@@ -52,6 +56,7 @@ class Training:
     precision: str = "float32"
     ema: Number | None = None
     parallel: str = "data"
+    revive: str = "aux"
     seed: int = 0
     normalization_tokens: int = 65_536
     log_every: int = 50
@@ -80,6 +85,8 @@ class Training:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.revive == "resample" and self.parallel == "latents":
+            raise ValueError('parallel="latents" revives through the auxiliary loss only; set revive="aux"')
 
     @property
     def n_steps(self) -> int:
