@@ -6,6 +6,9 @@
 Data are sums of 4 of 64 random unit directions in 32 dimensions, each active set equally likely, weights uniform in
 [0.5, 1.5], no noise. Dictionaries have the right width and are told the right sparsity. The matched cosine is the mean
 over the true directions of the cosine to their partner under the best one-to-one assignment; 1 is perfect.
+
+Of the transcoder's two sites each has its own 64 directions, and those that it writes are compared. The crosscoder's
+two sites share 44; the code of 10 more is written to the first site only, of 10 more to the second only.
 """
 
 import argparse
@@ -18,11 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.dictionaries import BatchTopK, DictionaryConfig, Gated, JumpReLU, Matryoshka, Pursuit, ReLU, TopK
+from sparsight.dictionaries import (
+    BatchTopK,
+    Crosscoder,
+    DictionaryConfig,
+    Gated,
+    JumpReLU,
+    Matryoshka,
+    Pursuit,
+    ReLU,
+    TopK,
+    Transcoder,
+)
 from sparsight.evaluation import recovery
 from sparsight.training import Training, train
 
 D, TRUE, K = 32, 64, 4
+SHARED, OWN = 44, 10  # directions of both sites of a crosscoder, and of each alone
+N_TOKENS = 400_000
 REVIVE: dict[str, Any] = {"dead_after": 5_000}
 
 
@@ -38,12 +54,14 @@ class Trial:
 TRIALS = {
     "topk": Trial(TopK(TRUE, K, **REVIVE)),
     "batchtopk": Trial(BatchTopK(TRUE, K, **REVIVE)),
-    "matryoshka": Trial(Matryoshka(TRUE, K, (TRUE // 2,), **REVIVE)),
+    "matryoshka": Trial(Matryoshka(TRUE, K, (TRUE // 2,), weights=(0.1,), **REVIVE)),
     "matryoshka, sampled": Trial(Matryoshka(TRUE, K, sampled=3, **REVIVE)),
     "jumprelu": Trial(JumpReLU(TRUE, target_l0=K, **REVIVE)),
     "relu": Trial(ReLU(TRUE, target_l0=K, **REVIVE)),
     "gated": Trial(Gated(TRUE, target_l0=K, **REVIVE)),
     "pursuit": Trial(Pursuit(TRUE, K, **REVIVE)),
+    "transcoder": Trial(Transcoder(TRUE, K, **REVIVE)),
+    "crosscoder": Trial(Crosscoder(TRUE, K, **REVIVE)),
 }
 
 
@@ -57,29 +75,49 @@ class Result:
     l0: float
 
 
-def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Activations and the directions that they were made of."""
+def planted(config: DictionaryConfig, n: int, seed: int) -> tuple[list[Tensor], Tensor]:
+    """Activations at each site, and the directions that a dictionary is to find: over all sites that it writes to."""
     g = torch.Generator().manual_seed(seed)
-    atoms = torch.nn.functional.normalize(torch.randn(TRUE, D, generator=g), dim=1)
+    directions = [torch.nn.functional.normalize(torch.randn(TRUE, D, generator=g), dim=1)]
     support = torch.rand(n, TRUE, generator=g).topk(K, dim=1).indices
     weights = torch.rand(n, K, generator=g) + 0.5
-    return torch.zeros(n, TRUE).scatter(1, support, weights) @ atoms, atoms
+    code = torch.zeros(n, TRUE).scatter(1, support, weights)
+    if config.n_sites[0] == 2:
+        directions.append(torch.nn.functional.normalize(torch.randn(TRUE, D, generator=g), dim=1))
+    if isinstance(config, Crosscoder):
+        directions[1][SHARED : SHARED + OWN] = 0
+        directions[0][SHARED + OWN :] = 0
+    true = directions[-1] if isinstance(config, Transcoder) else torch.cat(directions, dim=1)
+    return [code @ rows for rows in directions], torch.nn.functional.normalize(true, dim=1)
 
 
-def measure(trial: Trial, seed: int, n_tokens: int = 400_000) -> Result:
+def measure(trial: Trial, seed: int, n_tokens: int = N_TOKENS) -> Result:
     """Train on planted data of this seed and compare."""
-    x, atoms = planted(60_000, seed)
-    settings = Training(**{"n_tokens": n_tokens, "batch_size": 512, "lr": 8e-3, "seed": seed, **trial.training})
+    sites, atoms = planted(trial.config, 60_000, seed)
+    settings = Training(
+        **{
+            "n_tokens": n_tokens,
+            "batch_size": 512,
+            "lr": 8e-3,
+            "seed": seed,
+            "revive": "resample",
+            **trial.training,
+        }
+    )
+    seen = [x[:50_000] for x in sites]
     with tempfile.TemporaryDirectory() as folder:
-        [run] = train(x[:50_000], [trial.config], settings, out=Path(folder))
-    fresh = x[50_000:]
+        [run] = train(seen if len(seen) > 1 else seen[0], [trial.config], settings, out=Path(folder))
+    fresh = [x[50_000:] for x in sites]
+    read, written = torch.cat(fresh, dim=1), torch.cat(fresh, dim=1)
+    if isinstance(trial.config, Transcoder):
+        read, written = fresh
     found = recovery(run.dictionary.atoms, atoms)
-    code = run.dictionary.encode(fresh)
-    residual = fresh - run.dictionary.decode(code)
+    code = run.dictionary.encode(read)
+    residual = written - run.dictionary.reconstruct(read, code)
     return Result(
         found.matched_cosine,
         found.fraction_recovered,
-        float(residual.square().sum() / (fresh - fresh.mean(dim=0)).square().sum()),
+        float(residual.square().sum() / (written - written.mean(dim=0)).square().sum()),
         float(code.l0().float().mean()),
     )
 

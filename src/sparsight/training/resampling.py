@@ -1,5 +1,7 @@
 """Dead latents start anew where the reconstruction is worst."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -22,7 +24,7 @@ def resample_(
 
     Tokens are drawn without replacement with chances proportional to the square of their squared error. The atom is
     the unit residual of the token, the encoder its transpose (a transcoder's: the unit input of the token), offsets are
-    0. A threshold becomes half of the pre-activation at that token, so that the latent is active there.
+    0. A threshold becomes the geometric mean of the living latents'; where none lives, half of the pre-activation.
 
     Args:
         dictionary: In training: of normalised activations.
@@ -56,8 +58,9 @@ def resample_(
         if name in parameters:
             parameters[name][latents] = 0
     if "log_threshold" in parameters:
-        own = (centred[tokens] * readers).sum(dim=1)
-        parameters["log_threshold"][latents] = (own.clamp_min(1e-3) / 2).log()
+        log_threshold = parameters["log_threshold"]
+        own = (centred[tokens] * readers).sum(dim=1).clamp_min(1e-3).log()
+        log_threshold[latents] = own - math.log(2) if bool(dead.all()) else log_threshold[~dead].mean()
     flags[latents] = True
     return latents, flags
 
@@ -85,6 +88,5 @@ def forget_(averages: Tensor, latents: Int64[Tensor, " c"], living: Bool[Tensor,
 
     At 0 the first steps of a latent would be several times as long as those of the others.
     """
-    index = (slice(None),) * axis
-    others = averages[(*index, living)]
-    averages[(*index, latents)] = others.mean() if others.numel() else 0.0
+    others = averages.index_select(axis, living.nonzero()[:, 0])
+    averages.index_fill_(axis, latents, float(others.mean()) if others.numel() else 0.0)
