@@ -1,6 +1,7 @@
 """Publishing a dictionary on the Hugging Face hub, with a card that says what it is."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def model_card(
     """A card in the hub's form: what it is, where it was read, how it was made, measurements, how to load it."""
     model = dictionary.model or next((place.model for place in dictionary.places if place.model), None)
     front = ["---", "library_name: sparsight", "tags:", "- sparse-dictionary", "- interpretability"]
-    if model is not None and "/" in model:
+    if model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         front.append(f"base_model: {json.dumps(model)}")
     config = json.dumps({"architecture": dictionary.config.architecture, **asdict(dictionary.config)}, indent=2)
     sites = " to ".join(str(place) for place in dictionary.places) or str(dictionary.site or "not recorded")
