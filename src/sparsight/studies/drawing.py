@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Colours of Okabe and Ito, which stay apart for colour-blind readers; markers tell the lines apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dv*P"
+MARKERS = "os^Dv*PX<"
 
 
 def draw(panels: list[Panel], title: str) -> "Figure":

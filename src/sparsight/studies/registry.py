@@ -61,6 +61,12 @@ _ALL: tuple[Study, ...] = (
         "Sam Marks' comments on the Gated SAE paper",
         "sparsight.studies.shrinkage",
     ),
+    Study(
+        "architectures",
+        "Which architecture leaves least variance at equal L0, and is it the order that the literature reports?",
+        "the papers that introduced them, each against those before it",
+        "sparsight.studies.architectures",
+    ),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
