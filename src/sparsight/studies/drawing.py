@@ -9,8 +9,8 @@ from sparsight.studies.record import Line, Panel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours of Okabe and Ito, which stay apart for colour-blind readers; markers tell the lines apart in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Colours of Okabe and Ito, then two of Tol: they stay apart for colour-blind readers; markers do so in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933")
 MARKERS = "os^Dv*PX<"
 
 
@@ -71,7 +71,10 @@ def _panel(axes: Any, panel: Panel) -> None:
         ticks = sorted({float(x) for line in panel.lines for x in line.x})
         if len(ticks) <= 8:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            ticks = [2.0**i for i in range(64) if ticks[0] / 1.1 <= 2.0**i <= ticks[-1] * 1.1]
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.set_ylabel(panel.y_label, fontsize=9)
