@@ -69,12 +69,11 @@ def _panel(axes: Any, panel: Panel) -> None:
                 label.set_horizontalalignment("right")
     elif panel.x_log:
         ticks = sorted({float(x) for line in panel.lines for x in line.x})
+        if len(ticks) > 8 and ticks[-1] <= 100 * ticks[0]:
+            ticks = [2.0**i for i in range(-40, 41) if ticks[0] / 1.1 <= 2.0**i <= ticks[-1] * 1.1]
         if len(ticks) <= 8:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        else:
-            ticks = [2.0**i for i in range(64) if ticks[0] / 1.1 <= 2.0**i <= ticks[-1] * 1.1]
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.set_ylabel(panel.y_label, fontsize=9)
