@@ -46,7 +46,7 @@ class Plan:
     other_l0: tuple[int, ...]
 
 
-FULL = Plan(3, 120_000, 300_000, 4_096, 8_192, 192, 300_000, OTHER_L0)
+FULL = Plan(3, 120_000, 250_000, 2_048, 8_192, 128, 300_000, OTHER_L0)
 FAST = Plan(2, 24_000, 50_000, 1_024, 1_024, 48, 100_000, (4,))
 
 
@@ -178,9 +178,9 @@ def formula_wrong(cases: Sequence[Mapping[str, Any]], found: Sequence[Mapping[st
     return Verdict(
         question="Does the first formula, sqrt(h / (a - m)), miss the scale that minimises E|x_hat / g - x|^2?",
         answer=all_on_one_side(effects, wanted=1, on="the case"),
-        because=f"It lies above the minimiser in each: by {'; '.join(str(e) for e in effects)}. The corrected one, h / "
-        "c, "
-        f"meets the minimiser of all {len(everything)} reconstructions to {worst:.1g}, the precision of the search.",
+        because=f"It lies above the minimiser in each: by {'; '.join(str(e) for e in effects)}. The corrected one, h "
+        f"/ c, meets the minimiser of all {len(everything)} reconstructions to {worst:.1g}, the precision of the "
+        "search.",
         effects=effects,
         would_change=power_note(effects),
     )
@@ -203,10 +203,8 @@ def looked_right(found: Sequence[Mapping[str, Any]]) -> Verdict:
         question=f"At L0 {L0}, does the wrong formula give a figure that reads differently (by {MARGIN} or more)?",
         answer="yes" if outside else "no" if inside else UNDECIDED,
         because=f"It differs by at most {max(abs(e.value) for e in effects):.2g} on average for any architecture, and "
-        "puts "
-        f"the dictionaries of {same} of {len(found)} seeds in the same order: it is sqrt(r / (2 - r)), which rises "
-        "with r, "
-        "is 1 where r is 1, and has the same slope there.",
+        f"puts the dictionaries of {same} of {len(found)} seeds in the same order: it is sqrt(r / (2 - r)), which "
+        "rises with r, is 1 where r is 1, and has the same slope there.",
         effects=effects,
         would_change=f"An r below {limit:.3f}: there the formulas part by {MARGIN}.",
     )
@@ -235,12 +233,11 @@ def usual_measures(cases: Sequence[Mapping[str, Any]], found: Sequence[Mapping[s
         question="Do the norm ratio, and the multiple of x nearest to x_hat, tell shrinkage from imperfection?",
         answer={"yes": "no", "no": "yes"}.get(told, told),
         because="An orthogonal projection cannot be improved by any scalar, and r says so (|1 - r| at most "
-        f"{off:.1g}); "
-        f"yet they call it short by {', '.join(f'{e.value:.2f}' for e in effects)}. On TopK dictionaries 1 - nu is "
-        f"{topk} where 1 - r is {bias}.",
+        f"{off:.1g}); yet they call it short by {', '.join(f'{e.value:.2f}' for e in effects)}. On TopK dictionaries "
+        f"1 - nu is {topk} where 1 - r is {bias}.",
         effects=effects,
-        would_change="A measure within "
-        f"{MARGIN} of 1 on projections; the nearest is {min(e.value for e in effects):.2f} away.",
+        would_change=f"A measure within {MARGIN} of 1 on projections; the nearest is "
+        f"{min(e.value for e in effects):.2f} away.",
     )
 
 
@@ -300,8 +297,8 @@ def kind(found: Sequence[Mapping[str, Any]], planted: Sequence[Mapping[str, Any]
         question="Does the L1 penalty of a trained ReLU dictionary take off an amount rather than a factor?",
         answer=all_on_one_side(effects, wanted=1, on="the data"),
         because="Share of the squared error that one amount accounts for, less that of one factor: planted "
-        f"{effects[0]}, "
-        f"model {effects[1]}; on the model an amount accounts for {shares[0]} of it, a factor for {shares[1]}.",
+        f"{effects[0]}, model {effects[1]}; on the model an amount accounts for {shares[0]} of it, a factor for "
+        f"{shares[1]}.",
         effects=effects,
         would_change=power_note(effects),
     )
@@ -342,8 +339,8 @@ def is_it_the_loss(found: Sequence[Mapping[str, Any]]) -> Verdict:
         e.model_copy(update={"value": e.value - 0.5, "low": _less(e.low), "high": _less(e.high)}) for e in effects[:2]
     ]
     return Verdict(
-        question="Does undoing shrinkage by scales, one or one for each latent, make up half of ReLU's distance "
-        "in FVU to Gated?",
+        question="Does undoing shrinkage by scales, one or one for each latent, make up half of ReLU's distance in "
+        "FVU to Gated?",
         answer=all_on_one_side(scales, wanted=1, on="the kind of scale"),
         because="Share of the distance that is made up: "
         + "; ".join(f"{e.name.partition(':')[0]} {e}" for e in effects)
@@ -371,8 +368,7 @@ def by_norm(found: Sequence[Mapping[str, Any]]) -> Verdict:
         question=f"Are long activations shrunk as much as short ones (r within {MARGIN})?",
         answer="yes" if same else "no" if side(effect, MARGIN) else UNDECIDED,
         because="In ReLU dictionaries r of the longest tenth of the activations less that of the shortest is "
-        f"{effect}: an "
-        "amount taken off costs short activations more.",
+        f"{effect}: an amount taken off costs short activations more.",
         effects=[effect],
         would_change=power_note([effect]),
     )

@@ -12,44 +12,34 @@ Found = Sequence[Mapping[str, Any]]
 CAPTION = (
     "The first formula against the right one, with every ReLU dictionary and the others; what each measure says of "
     "projections, which no scalar improves; r and the norm ratio of each architecture and of each coder at equal L0; "
-    "by "
-    "how much refitting raises ReLU's values, in ranges of the value; r by the norm of the activation. Whiskers are 95 "
-    "% "
-    "intervals over seeds."
+    "by how much refitting raises ReLU's values, in ranges of the value; r by the norm of the activation. Whiskers "
+    "are 95 % intervals over seeds."
 )
 
 WHY_IT_LOOKED_RIGHT = [
-    "Why the wrong formula looked right. Let a = E|x|^2, h = E|x_hat|^2, c = E<x, x_hat>, m = E|x - x_hat|^2 = a + h - "
-    "2c. "
-    "The scale that repairs x_hat is 1 / r with r = h / c. At that scale the loss is l = a - c^2 / h, so r = sqrt(h / "
-    "(a - "
-    "l)) as well. The first version wrote the plain loss m where the repaired loss l belongs. Since a - m = 2c - h, "
-    "what "
-    "came out is sqrt(r / (2 - r)): a function of r alone, rising with it, 1 where r is 1, and of slope 1 there. It "
-    "exceeds r by (1 - r)^2 / 2 and terms of higher order: by 0.0013 where r = 0.95, and by 0.08 where r = 0.5. A "
-    "figure "
-    "drawn with it shows the right dictionaries as shrunk, in the right order, and those that are not shrunk at "
-    "exactly 1.",
+    "Why the wrong formula looked right. Let a = E|x|^2, h = E|x_hat|^2, c = E<x, x_hat>, m = E|x - x_hat|^2 = a + h "
+    "- 2c. The scale that repairs x_hat is 1 / r with r = h / c. At that scale the loss is l = a - c^2 / h, so r = "
+    "sqrt(h / (a - l)) as well. The first version wrote the plain loss m where the repaired loss l belongs. Since a "
+    "- m = 2c - h, what came out is sqrt(r / (2 - r)): a function of r alone, rising with it, 1 where r is 1, and of "
+    "slope 1 there. It exceeds r by (1 - r)^2 / 2 and terms of higher order: by 0.0012 where r = 0.95, and by 0.08 "
+    "where r = 0.5. A figure drawn with it shows the right dictionaries as shrunk, in the right order, and those "
+    "that are not shrunk at exactly 1.",
     "The two one-sided scales, c / h for the output and c / a for the input, are reciprocal only where x_hat is a "
-    "multiple "
-    "of x: their product is rho^2. Scaling x towards x_hat is no measure of shrinkage: the nearest multiple of x is "
-    "small "
-    "whenever x_hat points elsewhere.",
+    "multiple of x: their product is rho^2. Scaling x towards x_hat is no measure of shrinkage: the nearest multiple "
+    "of x is small whenever x_hat points elsewhere.",
     "Why r is 1 without an L1 penalty on values. Doubling encoder weights and offsets (for Gated: magnitudes alone; "
-    "for "
-    "JumpReLU: thresholds too) doubles all values and leaves every gate as it is. Where that costs nothing but "
-    "reconstruction, training rests where no scalar helps: c = h. Under a penalty l1 on values it rests where c - h = "
-    "l1 E "
-    "sum f / 2, so 1 - r = l1 E sum f / (2 c). Of a lasso's code over given atoms the same is exact, without the half "
-    "where "
-    "the reconstruction term has one.",
+    "for JumpReLU: thresholds too) doubles all values and leaves every gate as it is. Where that costs nothing but "
+    "reconstruction, training rests where no scalar helps: c = h. Under a penalty l1 on values it rests where c - h "
+    "= l1 E sum f / 2, so 1 - r = l1 E sum f / (2 c). A lasso over given atoms, of objective |x - x_hat|^2 / 2 + "
+    "penalty sum f, has c - h = penalty E sum f exactly. Matching pursuit, which never revises a value, may "
+    "overshoot: r above 1.",
 ]
 
 LIMITS = [
     "One model and one site; short training. r of an architecture depends on L0: the ladder gives ReLU's at others.",
     "r says whether one scalar helps. A code may be wrong in many ways and have r = 1.",
-    "Refitted values are taken as what values should be; where active atoms are nearly dependent they are noisy, which "
-    "lowers what an amount or a factor can account for.",
+    "Refitted values are taken as what values should be; where active atoms are nearly dependent they are noisy, "
+    "which lowers what an amount or a factor can account for.",
     "The figure of the first version was drawn from other models; here it is redrawn for this one.",
 ]
 
@@ -58,26 +48,18 @@ def method(seeds: int, n_trained: int, n_measured: int, k: int, margin: float) -
     """What was done, and the rules."""
     return [
         f"Five architectures of equal width and L0 = {k}, trained together on {n_trained:,} activations for each of "
-        f"{seeds} "
-        f"seeds; measured on {n_measured:,} held-out activations, about b_dec. ReLU and Gated reach L0 by a controller "
-        "of "
-        "their penalty, JumpReLU by its target, TopK and BatchTopK by construction.",
+        f"{seeds} seeds; measured on {n_measured:,} held-out activations, about b_dec. ReLU and Gated reach L0 by a "
+        "controller of their penalty, JumpReLU by its target, TopK and BatchTopK by construction.",
         "Planted: 64 random unit atoms in 32 dimensions, 4 active with values 0.2 + Exp(1), noise 0.05; values of "
-        "latents "
-        "that found a true atom (cosine above 0.9) against the true ones, where both are active.",
+        "latents that found a true atom (cosine above 0.9) against the true ones, where both are active.",
         "Coders write held-out activations in the atoms of the TopK dictionaries; the lasso's penalty is bisected to "
-        "the "
-        "same L0 on training documents.",
+        "the same L0 on training documents.",
         "The minimiser is found by search on E|x_hat / g - x|^2, for which no formula is used.",
-        f"Decided by, fixed beforehand: shrunk means that the whole interval of 1 - r is above {margin}, not shrunk "
-        "that it "
-        f"is within {margin}; a figure reads differently where the formulas differ by {margin}; a penalty's price "
-        "explains "
-        "shrinkage if predicted / measured is within 0.8 to 1.25; a kind of shrinkage is the one that accounts for "
-        "more of "
-        "the squared error of values; scales make up a loss if they make up more than half. Intervals are Student's, "
-        "over "
-        "seeds.",
+        "Decided by, fixed before the full run and after a pilot of one seed: shrunk means that the whole interval "
+        f"of 1 - r is above {margin}, not shrunk that it is within {margin}; a figure reads differently where the "
+        f"formulas differ by {margin}; a penalty's price explains shrinkage if predicted / measured is within 0.8 to "
+        "1.25; a kind of shrinkage is the one that accounts for more of the squared error of values; scales make up "
+        "a loss if they make up more than half. Intervals are Student's, over seeds.",
     ]
 
 
@@ -118,8 +100,7 @@ def _cases(cases: Found) -> Table:
         columns=["reconstruction", "r", "first formula", "nu", "beta", "token norm ratio", "token beta", "minimiser"],
         rows=rows,
         note="rank n: projection on n random directions of 32. Known: r is 1 for every projection, 1/2 in the first "
-        "row, "
-        "nu in the third, 0.8 in the fourth; beta is rho^2 / r.",
+        "row, nu in the third, 0.8 in the fourth; beta is rho^2 / r.",
     )
 
 
@@ -197,8 +178,8 @@ def _coders(found: Found) -> Table:
         title="Coders over the atoms of the TopK dictionaries",
         columns=["coder", "L0", "FVU", "r", "nu"],
         rows=rows,
-        note="Known: r of any least-squares values on their own support is 1; of the lasso h / (h + penalty E sum f), "
-        f"which holds here to {worst:.1g}.",
+        note="Known: r of any least-squares values on their own support is 1; of the lasso h / (h + penalty E sum "
+        f"f), which holds here to {worst:.1g}.",
     )
 
 
