@@ -19,7 +19,7 @@ from sparsight.coding import (
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.dictionaries.base import Normalization
 from sparsight.dictionaries.relu import FIRST_L1
-from sparsight.evaluation import Shrinkage, TokenScales, ValueProfile, metrics, panel_of
+from sparsight.evaluation import JointScaleSums, Shrinkage, TokenScales, ValueProfile, metrics, panel_of
 from sparsight.studies.planted import Planted, unit
 from sparsight.training import Run
 
@@ -97,8 +97,7 @@ def of_dictionary(run: Run, fit: Float[Tensor, "m d"], x: Float[Tensor, "n d"], 
     y_hat = z.decode(atoms)
     panel = panel_of(y, z, atoms, positions)
     refitted = refit(y, atoms, z.support())
-    fitted = coded(d, fit)
-    factors = [fit_scale(fit.double() - offset, fitted, atoms, per_latent=each) for each in (False, True)]
+    factors = _factors(fit.double() - offset, coded(d, fit), atoms)
     scaled = [SparseCode(z.indices, z.values * (s if s.dim() == 0 else s[z.indices]), z.n_latents) for s in factors]
     codes = {"own": z, "one scale": scaled[0], "joint scales": scaled[1], "refit": refitted}
     return {
@@ -110,6 +109,17 @@ def of_dictionary(run: Run, fit: Float[Tensor, "m d"], x: Float[Tensor, "n d"], 
         "price": price(run, fit),
         "panel": panel.model_dump(),
     }
+
+
+def _factors(
+    y: Float[Tensor, "m d"], code: SparseCode, atoms: Float[Tensor, "n_latents d"]
+) -> list[Float[Tensor, "..."]]:
+    """The best scale for all latents, and the best for each, jointly."""
+    parts = [slice(i, i + 1024) for i in range(0, len(y), 1024)]
+    sums = JointScaleSums.of(y[parts[0]], code[parts[0]], atoms)
+    for part in parts[1:]:
+        sums = sums + JointScaleSums.of(y[part], code[part], atoms)
+    return [fit_scale(y, code, atoms, per_latent=False), sums.scales(atoms)]
 
 
 def coded(d: AbstractDictionary, x: Float[Tensor, "n d"]) -> SparseCode:
