@@ -275,7 +275,7 @@ def whose_price(found: Sequence[Mapping[str, Any]]) -> Verdict:
     return Verdict(
         question="Is the shrinkage of ReLU what its penalty charges for length, l1 E sum f / (2 c)?",
         answer=answer,
-        because=f"On training documents 1 - r is {measured}, of which the penalty's price is {effect} times as much. "
+        because=f"On training documents 1 - r is {measured}, and the penalty's price {effect} times that. "
         "Doubling encoder weights and offsets doubles the values; only under an L1 penalty on values does that cost "
         "anything, so the other objectives rest at r = 1.",
         effects=[effect],
