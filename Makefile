@@ -22,7 +22,7 @@ endif
 export HF_HUB_OFFLINE ?= 1
 DEMO_OUT ?= demo
 
-.PHONY: demo demo-fast test test-slow test-browser test-peers lint format bench docs clean
+.PHONY: demo demo-fast test test-slow test-browser test-peers test-ray lint format bench docs clean
 
 demo: $(READY)  ## train, measure and draw on the embedded model; writes demo/report.html
 	$(PYTHON) -m sparsight demo --out $(DEMO_OUT)
@@ -41,6 +41,9 @@ test-browser: $(READY)  ## the pages in Chromium (needs the chromium program)
 
 test-peers: $(READY) $(PEERS_READY)  ## SAELens, dictionary_learning and sparsify themselves read and write beside us
 	PEERS_PYTHON="$(PEERS_PYTHON)" $(PYTHON) -m pytest -m "peers" tests/formats/peers
+
+test-ray: $(READY)  ## harvest in several processes; needs Ray: pip install 'sparsight[scale]'
+	$(PYTHON) -m pytest -m "ray" tests/activations
 
 lint: $(READY)  ## formatting, lint, types, import direction, spelling
 	$(PYTHON) -m ruff format --check .

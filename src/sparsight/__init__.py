@@ -30,8 +30,11 @@ _PUBLIC = {
     "load_model": "sparsight.models",
     "ActivationStore": "sparsight.activations",
     "ActivationStream": "sparsight.activations",
+    "documents_from_dataset": "sparsight.activations",
     "documents_from_files": "sparsight.activations",
     "harvest": "sparsight.activations",
+    "measure_mixing": "sparsight.activations",
+    "merge_stores": "sparsight.activations",
     "BatchTopK": "sparsight.dictionaries",
     "Crosscoder": "sparsight.dictionaries",
     "Gated": "sparsight.dictionaries",
@@ -80,8 +83,11 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from sparsight.activations import ActivationStore as ActivationStore
     from sparsight.activations import ActivationStream as ActivationStream
+    from sparsight.activations import documents_from_dataset as documents_from_dataset
     from sparsight.activations import documents_from_files as documents_from_files
     from sparsight.activations import harvest as harvest
+    from sparsight.activations import measure_mixing as measure_mixing
+    from sparsight.activations import merge_stores as merge_stores
     from sparsight.codes import SparseCode as SparseCode
     from sparsight.coding import fista as fista
     from sparsight.coding import fit_scale as fit_scale

@@ -75,7 +75,7 @@ def test_documents_are_numbered_across_files(tmp_path):
         ("a.txt", b"na\xefve", "not UTF-8 .byte 0xef"),
         ("a.jsonl", "{", "line 1 .* not JSON"),
         ("a.jsonl", '{"text": "fine"}\n{"txt": 1}', "line 2 .* no .text."),
-        ("a.pdf", "%PDF", "expected .txt or .jsonl"),
+        ("a.pdf", "%PDF", "expected .txt, .jsonl or .parquet"),
     ],
 )
 def test_a_file_that_is_not_text_is_refused(tmp_path, name, content, says):

@@ -174,7 +174,7 @@ def test_a_special_token_may_be_as_large_as_it_likes(tmp_path):
         ({"context": 1}, ValueError, "context must be between 2 and"),
         ({"context": 2}, ValueError, "leave room beside the 2 special"),
         ({"context": 513}, ValueError, "512"),
-        ({"dtype": "int8"}, ValueError, "dtype must be one of float16"),
+        ({"dtype": "int4"}, ValueError, "dtype must be one of float16"),
         ({"heldout": 1.0}, ValueError, "heldout"),
         ({"split_seed": -1}, ValueError, "split_seed"),
         ({"sites": []}, ValueError, "sites must be one or more"),
@@ -388,6 +388,30 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert not (out / "store.json").exists()
     assert contents(collect(out, resume=True).path) == contents(whole.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_ten_kills_at_random_moments_of_harvest_and_resume_leave_no_trace(tmp_path, packed):
+    """Each run is killed after a time drawn between nothing and what a whole run takes; then one is let finish."""
+    whole = collect(tmp_path / "whole", packed=packed)
+    out = tmp_path / "store"
+    script = KILLED.format(here=str(Path(__file__).parent), out=str(out)).replace(
+        "resume=True", f"resume=True, packed={packed}"
+    )
+    script = script.replace("harvest(Slow()", "print('ready', flush=True); harvest(Slow()")
+    g = torch.Generator().manual_seed(7)
+    killed = 0
+    for moment in torch.rand(10, generator=g).tolist():
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # imports are over: what is left is the harvest
+        time.sleep(0.5 * moment)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    assert killed >= 5
+    assert contents(collect(out, resume=True, packed=packed).path) == contents(whole.path)
 
 
 # What is there already

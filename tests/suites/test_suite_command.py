@@ -32,7 +32,7 @@ def test_the_plan_is_shown_and_nothing_is_made(capsys, tmp_path):
         (["--sites", "7.mlp_out"], 1, "organism has no site 7.mlp_out; it has embed; layers 0-3"),
         (["--width", "0"], 2, "widths must be positive, got 0"),
         (["--l0", "65"], 2, "an L0 cannot exceed the width, got l0=65 with width=64"),
-        (["--dataset", "pile"], 2, "--dataset must be 'organism', got 'pile'"),
+        (["--dataset", "pile"], 1, "data set 'pile' cannot be opened (split 'train')"),
         (["--architecture", "dense"], 2, "architecture must be one of topk"),
     ],
 )

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.activations.contexts import Context, Cutter, windows
+from sparsight.activations.contexts import Cutter, windows
 from sparsight.activations.documents import HasText
-from sparsight.activations.reading import read_window
+from sparsight.activations.pieces import Context
+from sparsight.activations.reading import Reading, read_window
 from sparsight.activations.record import Cursor
 from sparsight.activations.split import mix_seed
 from sparsight.activations.store import ActivationStore
@@ -33,6 +34,14 @@ class AbstractChunks(ABC):
         """A chunk, the same each time; None behind the last one of the epoch."""
 
     @abstractmethod
+    def rows(self, epoch: int, index: int) -> Tensor | None:
+        """Numbers in the source of the rows of a chunk, `[n]` int64, without reading them; None behind the last one.
+
+        Raises:
+            ValueError: rows have no numbers, because a model makes them.
+        """
+
+    @abstractmethod
     def place(self) -> dict[str, Any]:
         """What is needed to load the last chunk again without those before it, as JSON."""
 
@@ -50,6 +59,9 @@ class InMemory(AbstractChunks):
 
     def load(self, epoch: int, index: int) -> Chunk | None:
         return self.tensors if index == 0 else None
+
+    def rows(self, epoch: int, index: int) -> Tensor | None:
+        return torch.arange(len(next(iter(self.tensors.values())))) if index == 0 else None
 
     def place(self) -> dict[str, Any]:
         return {}
@@ -94,15 +106,26 @@ class OnDisk(AbstractChunks):
         self._ahead = (after, self._worker.submit(self._read, *after))
         return chunk
 
-    def _read(self, epoch: int, index: int) -> Chunk:
-        self._buffers.reverse()
+    def _blocks(self, epoch: int, index: int) -> list[slice]:
+        """Rows of each block of a chunk.
+
+        In the order of the disk: the order within a chunk does not matter, since its rows are permuted.
+        """
         generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
         blocks = torch.randperm(self.n_blocks, generator=generator)
-        mine = blocks[index * self.blocks_per_chunk : (index + 1) * self.blocks_per_chunk]
+        mine = blocks[index * self.blocks_per_chunk : (index + 1) * self.blocks_per_chunk].sort().values
+        size, n = self.block_rows, len(self.store)
+        return [slice(block * size, min((block + 1) * size, n)) for block in mine.tolist()]
+
+    def rows(self, epoch: int, index: int) -> Tensor | None:
+        if index >= self.n_chunks:
+            return None
+        return torch.cat([torch.arange(block.start, block.stop) for block in self._blocks(epoch, index)])
+
+    def _read(self, epoch: int, index: int) -> Chunk:
+        self._buffers.reverse()
         at = 0
-        # In the order of the disk: the order within a chunk does not matter, since its rows are permuted.
-        for block in mine.sort().values.tolist():
-            rows = slice(block * self.block_rows, min((block + 1) * self.block_rows, len(self.store)))
+        for rows in self._blocks(epoch, index):
             n = rows.stop - rows.start
             for site in self.sites:
                 self.store.rows(site, rows, out=self._buffers[0][str(site)][at : at + n])
@@ -127,8 +150,7 @@ class Live(AbstractChunks):
     ) -> None:
         self.cutter = cutter
         self.documents = documents
-        self.sites = sites
-        self.batch_size = batch_size
+        self.reading = Reading(sites, torch.float32, batch_size)
         self.buffer_rows = buffer_rows
         self.n_rows = None
         self._begin = Cursor()
@@ -140,12 +162,12 @@ class Live(AbstractChunks):
             self._begin = self._end = Cursor()
             self._windows = None
         if self._windows is None:
-            self._windows = windows(self.cutter.cut(self.documents, self._end), 4 * self.batch_size)
+            self._windows = windows(self.cutter.cut(self.documents, self._end), 4 * self.reading.batch_size)
         self._begin = self._end
         parts: list[dict[Site, Tensor]] = []
         n = 0
         for window in self._windows:
-            read = read_window(self.cutter.lm, window, self.sites, torch.float32, self.batch_size)
+            read = read_window(self.cutter.lm, window, self.reading)
             parts.append(read.activations)
             self._end = window[-1].end
             n += read.n_rows
@@ -156,7 +178,10 @@ class Live(AbstractChunks):
                 again = "; give a list or another iterable that starts anew" if epoch else ""
                 raise DataError(f"the documents gave no tokens in epoch {epoch}{again}")
             return None
-        return {str(site): torch.cat([part[site] for part in parts]) for site in self.sites}
+        return {str(site): torch.cat([part[site] for part in parts]) for site in self.reading.sites}
+
+    def rows(self, epoch: int, index: int) -> Tensor | None:
+        raise ValueError("rows that a model makes have no numbers; harvest a store to know where rows come from")
 
     def place(self) -> dict[str, Any]:
         return self._begin.model_dump()

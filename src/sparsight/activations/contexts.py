@@ -1,18 +1,18 @@
-"""Documents to contexts: the pieces of a document's tokens that the model reads one at a time."""
+"""Documents to contexts: what the model reads at once, a piece of a document or, packed, pieces of several."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int16, Int64
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsight.activations.documents import HasText
+from sparsight.activations.packing import pack
+from sparsight.activations.pieces import Context, Unit
 from sparsight.activations.record import Cursor
 from sparsight.errors import DataError
 from sparsight.models import Site, Tokens
@@ -20,6 +20,8 @@ from sparsight.models import Site, Tokens
 _GROUP = 64  # documents tokenized together, fewer when they are long
 _GROUP_CHARACTERS = 1 << 20  # bounds the padded table of their tokens
 _WHOLE = 1 << 30  # tokens: no document is cut by the tokenizer
+_OTHER_TEXT = "the documents differ from those read before the interruption; resume with the same text"
+BOS = ("context", "document", "none")
 
 
 @runtime_checkable
@@ -41,43 +43,38 @@ class Reads(Protocol):
     def activations(self, tokens: Tokens, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "b t d"]]: ...
 
 
-@dataclass(frozen=True)
-class Context:
-    """One piece of one document, with the special tokens that the tokenizer puts around a text.
-
-    Attributes:
-        ids: Tokens as the model reads them, without padding.
-        special: True where the tokenizer added the token.
-        document_id: Number of the document.
-        labels: True features of each counted token, -1 where not defined; None without labels.
-        end: The place in the documents just after this context.
-    """
-
-    ids: Int64[Tensor, " t"]
-    special: Bool[Tensor, " t"]
-    document_id: int
-    labels: Int16[Tensor, "n_counted n_labels"] | None
-    end: Cursor
-
-    @cached_property
-    def n_counted(self) -> int:
-        """Tokens that get a row."""
-        return len(self.special) - int(self.special.sum())
-
-
 class Cutter:
     """Cuts documents into contexts of at most `context` tokens, special ones included.
 
-    A document is tokenized whole and then cut, so that no word is torn; every piece gets the special tokens that stand
-    at the ends of a text. The names of the labels are those of the first document: all others must have the same.
+    A document is tokenized whole and then cut, so that no word is torn. The names of the labels are those of the first
+    document: all others must have the same.
     """
 
-    def __init__(self, lm: Reads, context: int, label_names: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        lm: Reads,
+        context: int,
+        label_names: list[str] | None = None,
+        *,
+        bos: str = "context",
+        side: Callable[[int], bool] | None = None,
+    ) -> None:
+        """Say how to cut.
+
+        Args:
+            bos: Where the tokenizer's special tokens go: around every "context", around every "document", or "none".
+            side: Pack: contexts are filled with one document after the other. Only documents whose numbers have the
+                same `side` meet in a context.
+        """
         if not 2 <= context <= lm.max_context:
             raise ValueError(f"context must be between 2 and the model's {lm.max_context} tokens, got {context}")
+        if bos not in BOS:
+            raise ValueError(f"bos must be one of {', '.join(BOS)}, got {bos!r}")
         self.lm = lm
         self.context = context
         self.label_names = label_names
+        self.bos = bos
+        self.side = side
 
     def cut(self, documents: Iterable[str | HasText], start: Cursor | None = None) -> Iterator[Context]:
         """Contexts in the order of the documents, from a place in them on.
@@ -87,6 +84,23 @@ class Cutter:
                 not fit the tokens.
         """
         start = start or Cursor()
+        if self.side is None:
+            yield from self._cut(documents, start)
+            return
+        # What waits to be packed depends on every document before, so they are all tokenized again; no model runs.
+        skipped = Cursor()
+        n = 0
+        for context in pack(self.units(enumerate(documents)), self.bos, self.side, self.room):
+            n += 1
+            if n > start.contexts:
+                if n == start.contexts + 1 and skipped != start:
+                    raise DataError(_OTHER_TEXT)
+                yield context
+            skipped = context.end
+        if n < start.contexts or (n == start.contexts and skipped != start):
+            raise DataError(_OTHER_TEXT)
+
+    def _cut(self, documents: Iterable[str | HasText], start: Cursor) -> Iterator[Context]:
         numbered = enumerate(documents)
         crc = 0
         for _ in range(start.documents):
@@ -95,19 +109,33 @@ class Cutter:
                 raise DataError(f"only {_} documents came, but {start.documents} were read before; give the same text")
             crc = _crc32(_text(item[1]), crc)
         if crc != start.crc32:
-            raise DataError("the documents differ from those read before the interruption; resume with the same text")
+            raise DataError(_OTHER_TEXT)
         skip = start.contexts
+        for unit in self.units(numbered, crc):
+            pieces = list(self._pieces(unit))
+            for taken, (ids, special, labels) in enumerate(pieces[skip:], start=skip + 1):
+                last = taken == len(pieces)
+                end = (unit.number + 1, 0, unit.crc32) if last else (unit.number, taken, crc)
+                cursor = Cursor(documents=end[0], contexts=end[1], crc32=end[2])
+                yield Context(ids, special, unit.document_id, labels, cursor)
+            skip, crc = 0, unit.crc32
+
+    def units(self, numbered: Iterator[tuple[int, str | HasText]], crc: int = 0) -> Iterator[Unit]:
+        """Documents as tokens; those without a token of their own count towards the checksum only."""
         for group in _groups(numbered):
             tokenized = self._tokenize([_text(document) for _, document in group])
             for (number, document), tokens in zip(group, tokenized, strict=True):
-                before, crc = crc, _crc32(_text(document), crc)
-                pieces = list(self._pieces(tokens, number, document)) if tokens is not None else []
-                for taken, (ids, special, document_id, labels) in enumerate(pieces[skip:], start=skip + 1):
-                    last = taken == len(pieces)
-                    end = (number + 1, 0, crc) if last else (number, taken, before)
-                    cursor = Cursor(documents=end[0], contexts=end[1], crc32=end[2])
-                    yield Context(ids, special, document_id, labels, cursor)
-                skip = 0
+                crc = _crc32(_text(document), crc)
+                if tokens is not None:
+                    yield self._unit(number, document, tokens, crc)
+
+    def room(self, n_special: int) -> int:
+        """Tokens of the text that fit into a context beside the special ones that go with each."""
+        if self.bos != "context":
+            return self.context
+        if n_special >= self.context:
+            raise ValueError(f"context must leave room beside the {n_special} special tokens, got {self.context}")
+        return self.context - n_special
 
     def _tokenize(self, texts: list[str]) -> list[Tokens | None]:
         """Each text whole, as one row; None where a text has no token of its own."""
@@ -121,31 +149,30 @@ class Cutter:
         tokens = (rows[i : i + 1] for i in range(len(full)))
         return [next(tokens) if text.strip() else None for text in texts]
 
-    def _pieces(
-        self, tokens: Tokens, number: int, document: str | HasText
-    ) -> Iterator[tuple[Tensor, Tensor, int, Tensor | None]]:
+    def _unit(self, number: int, document: str | HasText, tokens: Tokens, crc: int) -> Unit:
         mask = tokens.mask[0].numpy()
         ids, special = tokens.ids[0].numpy()[mask], tokens.special[0].numpy()[mask]
         counted = np.flatnonzero(~special)
         document_id = _document_id(document, number)
         labels = self._labels(document, document_id, len(counted))
         first, stop = int(counted[0]), int(counted[-1]) + 1
-        before, after = ids[:first], ids[stop:]
-        room = self.context - len(before) - len(after)
-        if room < 1:
-            raise ValueError(
-                f"context must leave room beside the {self.context - room} special tokens, got context={self.context}"
-            )
-        starts, ends = np.ones(len(before), bool), np.ones(len(after), bool)
+        return Unit(number, document_id, ids[:first], ids[first:stop], special[first:stop], ids[stop:], labels, crc)
+
+    def _pieces(self, unit: Unit) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        ids, special = unit.spread(self.bos)
+        room = self.room(len(unit.before) + len(unit.after))
+        around = self.bos == "context"
+        starts, ends = np.ones(len(unit.before), bool), np.ones(len(unit.after), bool)
         at = 0
-        for begin in range(first, stop, room):
-            inner = slice(begin, min(begin + room, stop))
+        for begin in range(0, len(ids), room):
+            inner = slice(begin, begin + room)
             n = int(np.count_nonzero(~special[inner]))
-            part = torch.from_numpy(labels[at : at + n]) if labels is not None else None
+            part = torch.from_numpy(unit.labels[at : at + n]) if unit.labels is not None else None
             at += n
             if n:  # a piece of nothing but special tokens has no row
-                piece = torch.from_numpy(np.concatenate([before, ids[inner], after]))
-                yield piece, torch.from_numpy(np.concatenate([starts, special[inner], ends])), document_id, part
+                piece = np.concatenate([unit.before, ids[inner], unit.after]) if around else ids[inner]
+                flags = np.concatenate([starts, special[inner], ends]) if around else special[inner]
+                yield torch.from_numpy(piece), torch.from_numpy(flags), part
 
     def _labels(self, document: str | HasText, document_id: int, n_counted: int) -> NDArray[np.int16] | None:
         labels: dict[str, list[int]] = getattr(document, "labels", None) or {}
@@ -205,14 +232,19 @@ def _groups(
         yield group
 
 
-def windows(contexts: Iterator[Context], size: int, n_tokens: int | None = None) -> Iterator[list[Context]]:
-    """Runs of `size` contexts; the last may be shorter: it ends where `n_tokens` counted tokens are complete."""
+def windows(
+    contexts: Iterator[Context],
+    size: int,
+    n_rows: int | None = None,
+    count: Callable[[Context], int] = lambda context: context.n_counted,
+) -> Iterator[list[Context]]:
+    """Runs of `size` contexts; the last may be shorter: it ends where `n_rows` rows (`count` of each) are there."""
     window: list[Context] = []
     n = 0
     for context in contexts:
         window.append(context)
-        n += context.n_counted
-        if n_tokens is not None and n >= n_tokens:
+        n += count(context)
+        if n_rows is not None and n >= n_rows:
             break
         if len(window) == size:
             yield window

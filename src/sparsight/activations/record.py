@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,29 @@ class Cursor(_Record):
     crc32: int = Field(default=0, ge=0)
 
 
+class RowSums(_Record):
+    """Sums over the rows of one site: what storing them lost, against what they are.
+
+    Attributes:
+        error: Squared distance between a row and what is read back.
+        norm: Squared norm.
+        deviation: Squared distance from the mean of the rows that the model read together (a window).
+    """
+
+    error: float = Field(ge=0)
+    norm: float = Field(ge=0)
+    deviation: float = Field(ge=0)
+
+    def __add__(self, other: "RowSums") -> "RowSums":
+        return RowSums(
+            error=self.error + other.error,
+            norm=self.norm + other.norm,
+            deviation=self.deviation + other.deviation,
+        )
+
+
 class ShardRecord(_Record):
-    """One shard: its size, its checksum, and the place in the documents where it ends."""
+    """One shard: its size, its checksum, the place in the documents where it ends, and what rounding its rows lost."""
 
     file: str = Field(pattern=r"^shard-\d{5,}\.safetensors$")
     rows: int = Field(ge=1)
@@ -42,6 +64,8 @@ class ShardRecord(_Record):
     bytes: int = Field(ge=1)
     crc32: int = Field(ge=0)
     end: Cursor
+    excluded: int = Field(default=0, ge=0)
+    sums: dict[str, RowSums] = {}  # by site; stores written before these were measured have none
 
 
 class Settings(_Record):
@@ -51,13 +75,17 @@ class Settings(_Record):
     family: str
     sites: list[str] = Field(min_length=1)
     widths: list[int] = Field(min_length=1)
-    dtype: Literal["float16", "bfloat16", "float32"]
+    dtype: Literal["float16", "bfloat16", "float32", "int8"]
     context: int = Field(ge=1)
     n_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     shard_rows: int = Field(ge=1)
     heldout: float = Field(ge=0, lt=1)
     split_seed: int = Field(ge=0)
+    packed: bool = False
+    bos: Literal["context", "document", "none"] = "context"
+    special_rows: bool = False
+    max_norm: float | None = Field(default=None, gt=1)
 
     def differences(self, other: "Settings") -> str:
         """`name: ours there, theirs here` for each setting that differs; empty when none does."""
@@ -80,7 +108,27 @@ class StoreRecord(Settings):
     n_rows: int = Field(ge=1)
     n_contexts: int = Field(ge=1)
     short_of: int | None
+    excluded: int = Field(default=0, ge=0)
     shards: list[ShardRecord] = Field(min_length=1)
+
+
+def rounding_errors(shards: Sequence[ShardRecord]) -> dict[str, dict[str, float]]:
+    """What storing rows lost, by site: squared error over squared norm, and over squared deviation from the mean.
+
+    The second is the fraction of variance unexplained by what is read back; 0 deviation (one row to a window) counts as
+    no loss only if there is none.
+    """
+    sums: dict[str, RowSums] = {}
+    for shard in shards:
+        for site, part in shard.sums.items():
+            sums[site] = sums[site] + part if site in sums else part
+    return {
+        site: {
+            "relative": total.error / (total.norm or 1.0),
+            "fvu": total.error / (total.deviation or total.norm or 1.0),
+        }
+        for site, total in sums.items()
+    }
 
 
 def read_record(folder: Path) -> StoreRecord:

@@ -1,7 +1,6 @@
 """One shard: a safetensors file, written in one go with its checksum, and mapped back after its header was checked."""
 
 import json
-import mmap
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +22,7 @@ DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
+    "I8": torch.int8,
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -134,8 +133,8 @@ def map_shard(path: Path) -> dict[str, Tensor]:
             header = json.loads(file.read(length))
         except ValueError:
             raise damaged(path, "has a header that is not JSON") from None
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    data = torch.from_numpy(np.frombuffer(mapped, dtype=np.uint8))[8 + length :]
+    # A private map that keeps no file open: a store may have more shards than a process may have open files.
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length :]
     tensors = {}
     end = 0
     for name, dtype, shape, (begin, stop) in _entries(path, header):
@@ -146,6 +145,33 @@ def map_shard(path: Path) -> dict[str, Tensor]:
     if end != len(data):
         raise damaged(path, f"has {len(data) - end} bytes that its header does not name")
     return tensors
+
+
+def read_rows(path: Path, tensor: Tensor, begin: int, end: int, out: Tensor) -> None:
+    """Copy rows of a mapped tensor into `out`, converted to its type, by reading the file rather than the map.
+
+    A read fills its buffer at the speed of the disk cache; going through the map costs a page fault for every 4 KB, and
+    its pages count as memory of the process.
+
+    Raises:
+        StoreError: the file ends before the rows do.
+    """
+    row = tensor[0].numel() * tensor.element_size() if len(tensor) else 0
+    offset = int(tensor.storage_offset()) * tensor.element_size() + begin * row
+    direct = out.dtype == tensor.dtype and out.is_contiguous()
+    step = max(1, end - begin if direct else _PIECE // max(row, 1))
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        for at in range(0, end - begin, step):
+            n = min(step, end - begin - at)
+            piece = out[at : at + n] if direct else torch.empty((n, *tensor.shape[1:]), dtype=tensor.dtype)
+            view = _bytes(piece)
+            while view:
+                if not (n_read := file.readinto(view)):
+                    raise damaged(path, "is cut short")
+                view = view[n_read:]
+            if not direct:
+                out[at : at + n].copy_(piece)
 
 
 def _entries(path: Path, header: Any) -> list[tuple[str, torch.dtype, list[int], list[int]]]:

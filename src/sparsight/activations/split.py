@@ -31,6 +31,11 @@ def is_heldout(document_ids: NDArray[np.int64], share: float, seed: int) -> NDAr
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 < share
 
 
+def on_heldout_side(document_id: int, share: float, seed: int) -> bool:
+    """`is_heldout` of one document."""
+    return bool(is_heldout(np.array([document_id], dtype=np.int64), share, seed)[0])
+
+
 def mix_seed(*numbers: int) -> int:
     """One seed for a generator out of several non-negative numbers, e.g. (seed, epoch, chunk)."""
     state = np.zeros(1, dtype=np.uint64)

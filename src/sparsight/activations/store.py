@@ -13,11 +13,14 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsight.activations.record import ShardRecord, StoreRecord, read_record
-from sparsight.activations.shards import damaged, file_crc32, map_shard
+from sparsight.activations.record import ShardRecord, StoreRecord, read_record, rounding_errors
+from sparsight.activations.rounding import DTYPES
+from sparsight.activations.shards import damaged, file_crc32, map_shard, read_rows
 from sparsight.activations.split import is_heldout
 from sparsight.errors import DataError, StoreError
 from sparsight.models import Site, Tokens
+
+_LARGE = 1 << 16  # bytes: from here on a file is read, not mapped
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class ContextBatch:
     Attributes:
         tokens: Token ids with masks, padded on the right to the longest context of the batch.
         rows: Row of each token in the store (or the view) that gave the batch; -1 where none is stored: padding,
-            special tokens, and what follows the last row that was asked for.
+            special tokens, what was left out, and what follows the last row that was asked for.
         document_ids: The document of each context.
     """
 
@@ -122,8 +125,18 @@ class ActivationStore:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which activations are stored."""
-        return self._shards[0][_tensor_name(self.record.sites[0])].dtype
+        """Type that holds stored rows without loss: the stored one; float32 for int8, whose rows have scales."""
+        stored = DTYPES[self.record.dtype]
+        return stored if stored.is_floating_point else torch.float32
+
+    @property
+    def rounding(self) -> dict[str, dict[str, float]]:
+        """What storing lost at each site, over all rows: {"relative": ..., "fvu": ...}.
+
+        "relative" is the squared error over the squared norm, "fvu" over the squared distance from the mean row. Empty
+        for a store that was written before this was measured.
+        """
+        return rounding_errors(self.record.shards)
 
     def width(self, site: Site | str) -> int:
         """Length of the activations at a site."""
@@ -148,8 +161,11 @@ class ActivationStore:
             IndexError: a row is outside the store.
             ValueError: `rows` or `out` is of the wrong form.
         """
-        name = _tensor_name(self.record.sites[self._index(site)])
-        return self._take(name, rows, torch.float32, out)
+        site = self.record.sites[self._index(site)]
+        x = self._take(_tensor_name(site), rows, torch.float32, out)
+        if self.record.dtype == "int8":
+            x.mul_(self._take(_scale_name(site), rows, torch.float32)[:, None])
+        return x
 
     def tokens(self, rows: slice | Tensor) -> TokenRows:
         """Token, document and position of rows; `rows` as in `rows()`."""
@@ -177,7 +193,11 @@ class ActivationStore:
             raise ValueError(f"out must be a floating tensor {list(shape)}, got {out.dtype} {list(out.shape)}")
         if isinstance(rows, slice):
             for at, shard, begin, end in self._segments(rows.start, rows.stop):
-                out[at : at + end - begin].copy_(self._shards[shard][name][begin:end])
+                source, part = self._shards[shard][name], out[at : at + end - begin]
+                if (end - begin) * source[0].numel() * source.element_size() < _LARGE:
+                    part.copy_(source[begin:end])
+                else:
+                    read_rows(self.path / self.record.shards[shard].file, source, begin, end, part)
             return out
         stored = self._stored_rows(rows.numpy())
         shard_of = np.searchsorted(self._shard_start, stored, side="right") - 1
@@ -275,11 +295,12 @@ class ActivationStore:
                 whole[here, : part.shape[1]] = part.to(whole.dtype)
         t = int(mask.sum(dim=1).max())
         ids, mask, special = ids[:, :t], mask[:, :t], special[:, :t]
-        counted = mask & ~special
-        place = counted.cumsum(dim=1) - 1
-        stored = counted & (place < torch.from_numpy(self._n_rows[chosen])[:, None])
-        first = torch.from_numpy(self._view_start[begin:end])[:, None]
-        rows = torch.where(stored, first + place, -1)
+        rows = torch.full(ids.shape, -1, dtype=torch.int64)
+        # Rows of neighbouring contexts of a view are neighbours in it, and each knows its place in its context.
+        first, last = int(self._view_start[begin]), int(self._view_start[end])
+        positions = self._take("positions", slice(first, last), torch.int64)
+        of = torch.arange(end - begin).repeat_interleave(torch.from_numpy(self._n_rows[chosen]))
+        rows[of, positions] = torch.arange(first, last)
         return ContextBatch(Tokens(ids, mask, special), rows, torch.from_numpy(self._document[chosen]))
 
     def verify(self) -> None:
@@ -297,6 +318,15 @@ class ActivationStore:
                 if crc != shard.crc32:
                     raise damaged(self.path / shard.file, f"has checksum {crc:08x}, expected {shard.crc32:08x}")
 
+    def _n_documents(self) -> int:
+        if not self.record.packed:
+            return len(np.unique(self._document[self._contexts]))
+        owners = [torch.unique(self._take("document_ids", part, torch.int64)) for part in self._parts(1 << 20)]
+        return len(torch.unique(torch.cat(owners)))
+
+    def _parts(self, n: int) -> list[slice]:
+        return [slice(begin, min(begin + n, len(self))) for begin in range(0, len(self), n)]
+
     def info(self) -> dict[str, Any]:
         """A summary of this view: what it holds, where from, how large."""
         return {
@@ -308,8 +338,14 @@ class ActivationStore:
             "rows": len(self),
             "contexts": self.n_contexts,
             "context": self.record.context,
-            "documents": len(np.unique(self._document[self._contexts])),
+            "documents": self._n_documents(),
             "heldout": self.record.heldout,
+            "packed": self.record.packed,
+            "bos": self.record.bos,
+            "special_rows": self.record.special_rows,
+            "max_norm": self.record.max_norm,
+            "excluded": self.record.excluded,
+            "rounding": self.rounding,
             "labels": self.label_names,
             "shards": len(self._shards),
             "bytes": sum(shard.bytes for shard in self.record.shards),
@@ -319,6 +355,10 @@ class ActivationStore:
 
 def _tensor_name(site: str) -> str:
     return f"activations/{site}"
+
+
+def _scale_name(site: str) -> str:
+    return f"scales/{site}"
 
 
 def _cumulative(counts: list[int] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -353,7 +393,9 @@ def _open_shard(folder: Path, record: StoreRecord, shard: ShardRecord) -> dict[s
         "contexts/document_ids": (torch.int64, (c,)),
     }
     for site, d in zip(record.sites, record.widths, strict=True):
-        expected[_tensor_name(site)] = (getattr(torch, record.dtype), (r, d))
+        expected[_tensor_name(site)] = (DTYPES[record.dtype], (r, d))
+        if record.dtype == "int8":
+            expected[_scale_name(site)] = (torch.float32, (r,))
     if record.label_names:
         expected["labels"] = (torch.int16, (r, len(record.label_names)))
     ids = tensors.get("contexts/ids")
@@ -365,7 +407,7 @@ def _open_shard(folder: Path, record: StoreRecord, shard: ShardRecord) -> dict[s
         if expected.get(name) != found.get(name):
             raise damaged(path, f"has {name} {_form(found.get(name))}, expected {_form(expected.get(name))}")
     first = tensors["contexts/first_row"]
-    if int(first[0]) != 0 or int(first[-1]) != r or bool((first.diff() < 1).any()):
+    if int(first[0]) != 0 or int(first[-1]) != r or bool((first.diff() < 0).any()):
         raise damaged(path, f"has contexts that do not add up to its {r} rows")
     return tensors
 

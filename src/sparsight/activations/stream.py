@@ -1,10 +1,10 @@
 """`ActivationStream`: endless shuffled batches from memory, a store or a model, resumable at any batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparsight.activations.chunks import AbstractChunks, Chunk, InMemory, Live, OnDisk
@@ -110,6 +110,29 @@ class ActivationStream:
             return next(iter(batch.values()))
         return {site: batch[str(site)] for site in self.sites}
 
+    def row_numbers(self, n_batches: int) -> Iterator[Int64[Tensor, " batch"]]:
+        """Which rows of the source the first batches of this stream hold, in order; nothing is read, the place is kept.
+
+        Raises:
+            ValueError: a model makes the rows, so they have no numbers.
+        """
+        epoch, index = 0, 0
+        waiting = torch.empty(0, dtype=torch.int64)
+        for _ in range(n_batches):
+            while len(waiting) < self.batch_size:
+                rows = self._chunks.rows(epoch, index)
+                if rows is None:
+                    epoch, index = epoch + 1, 0
+                    continue
+                waiting = torch.cat([waiting, rows[self._permutation(epoch, index, len(rows))]])
+                index += 1
+            yield waiting[: self.batch_size]
+            waiting = waiting[self.batch_size :]
+
+    def _permutation(self, epoch: int, index: int, n: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, index + 1))
+        return torch.randperm(n, generator=generator)
+
     def _next_chunk(self) -> None:
         self._index += 1
         chunk = self._chunks.load(self._epoch, self._index)
@@ -121,8 +144,7 @@ class ActivationStream:
 
     def _show(self, chunk: Chunk) -> None:
         n = len(next(iter(chunk.values())))
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, self._epoch, self._index + 1))
-        self._chunk, self._order, self._row = chunk, torch.randperm(n, generator=generator), 0
+        self._chunk, self._order, self._row = chunk, self._permutation(self._epoch, self._index, n), 0
 
     def state(self) -> dict[str, Any]:
         """The place in the stream, as JSON: after `restore` the same batches follow, bit for bit."""

@@ -7,11 +7,13 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from sparsight.activations.pieces import Context
 from sparsight.activations.reading import Window, pad
 from sparsight.activations.record import (
     JOURNAL,
     RECORD,
     Cursor,
+    RowSums,
     Settings,
     ShardRecord,
     StoreRecord,
@@ -132,7 +134,9 @@ class StoreWriter:
             contexts=sum(len(window.contexts) for window in windows),
             bytes=n_bytes,
             crc32=crc,
-            end=windows[-1].contexts[-1].end,
+            end=windows[-1].end,
+            excluded=sum(sum(window.excluded) for window in windows),
+            sums={str(site): _sums([window.sums[site] for window in windows]) for site in windows[0].activations},
         )
         append_journal(self.folder, record)
         return record
@@ -145,7 +149,7 @@ class StoreWriter:
         Raises:
             StoreError: the disk is full or refuses; whole shards are kept.
         """
-        if self._windows:
+        if any(window.n_rows for window in self._windows):
             self._flush()
         self._wait()
         record = StoreRecord(
@@ -160,6 +164,7 @@ class StoreWriter:
             n_rows=self.n_rows,
             n_contexts=sum(shard.contexts for shard in self.shards),
             short_of=short_of,
+            excluded=sum(shard.excluded for shard in self.shards),
             shards=self.shards,
         )
         write_record(self.folder, record)
@@ -174,28 +179,45 @@ class StoreWriter:
         self._worker.shutdown(wait=True)
 
 
+def _sums(rows: list[Tensor]) -> RowSums:
+    error, norm, deviation = torch.stack([part.sum(dim=0) for part in rows]).sum(dim=0).tolist()
+    return RowSums(error=error, norm=norm, deviation=deviation)
+
+
 def shard_tensors(windows: list[Window], labelled: bool, pad_id: int) -> dict[str, list[Tensor]]:
     """Everything a shard holds, each tensor as the pieces it is written from (docs/activations.md lists them)."""
     contexts = [context for window in windows for context in window.contexts]
     tokens = pad([context.ids for context in contexts], [context.special for context in contexts], pad_id)
-    counted = tokens.mask & ~tokens.special
-    counts = counted.sum(dim=1)
-    n_rows = sum(window.n_rows for window in windows)
+    marks = [mark for window in windows for mark in window.stored]
+    stored = torch.nn.utils.rnn.pad_sequence(marks, batch_first=True)
+    counts = stored.sum(dim=1)
     documents = torch.tensor([context.document_id for context in contexts])
-    # The last context of a store may be cut: it has fewer rows than counted tokens.
-    first_row = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).clamp_max(n_rows)
+    if any(context.owners is not None for context in contexts):
+        owners = torch.cat([c.owners[mark] for c, mark in zip(contexts, marks, strict=True) if c.owners is not None])
+    else:
+        owners = documents.repeat_interleave(counts)
     tensors = {
-        "token_ids": [tokens.ids[counted][:n_rows].to(torch.int32)],
-        "document_ids": [documents.repeat_interleave(counts)[:n_rows]],
-        "positions": [counted.nonzero()[:n_rows, 1].to(torch.int32)],
+        "token_ids": [tokens.ids[stored].to(torch.int32)],
+        "document_ids": [owners],
+        "positions": [stored.nonzero()[:, 1].to(torch.int32)],
         "contexts/ids": [tokens.ids.to(torch.int32)],
         "contexts/mask": [tokens.mask],
         "contexts/special": [tokens.special],
-        "contexts/first_row": [first_row],
+        "contexts/first_row": [torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])],
         "contexts/document_ids": [documents],
     }
     for site in windows[0].activations:
         tensors[f"activations/{site}"] = [window.activations[site] for window in windows]
+        if windows[0].scales:
+            tensors[f"scales/{site}"] = [window.scales[site] for window in windows]
     if labelled:
-        tensors["labels"] = [torch.cat([c.labels for c in contexts if c.labels is not None])[:n_rows]]
+        tensors["labels"] = [torch.cat([_labels(c, mark) for c, mark in zip(contexts, marks, strict=True)])]
     return tensors
+
+
+def _labels(context: Context, stored: Tensor) -> Tensor:
+    """Labels of the stored tokens of a context; -1 at special ones."""
+    assert context.labels is not None
+    whole = torch.full((len(context.ids), context.labels.shape[1]), -1, dtype=torch.int16)
+    whole[~context.special] = context.labels
+    return whole[stored]

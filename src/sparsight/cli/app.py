@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sparsight import __version__
-from sparsight.cli import code, compare, convert, demo, doctor, evaluate, harvest, organism, study, suite, train
+from sparsight.cli import code, compare, convert, demo, doctor, evaluate, harvest, organism, store, study, suite, train
 from sparsight.errors import SparsightError
 
 # New versions of typer carry their own copy of click, old ones use the installed one: this finds the right class.
@@ -29,6 +29,7 @@ app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(organism.app, name="organism", help="The embedded default model and its corpus with true features.")
 app.command("harvest")(harvest.harvest)
+app.add_typer(store.app, name="store", help="Stored activations: look, check, merge.")
 app.command("train")(train.train)
 app.command("suite")(suite.suite)
 app.command("code")(code.code)

@@ -1,0 +1,79 @@
+"""Harvest against the model's own forward pass on the same batches, in one run.
+
+    python benchmarks/harvest.py --model organism --tokens 100000 --rounds 3
+    python benchmarks/harvest.py --model FOLDER_OF_MINILM --text FILE
+
+The bare pass is the model called by itself on the padded batches that harvest makes, tokenized beforehand, nothing
+kept. Harvest reads the last block's residual stream, so that stopping early gains nothing; it tokenizes, checks,
+rounds, sums up errors, writes and syncs. Rounds are interleaved; the figure is the median of the ratios.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sparsight.activations import documents_from_files, harvest
+from sparsight.activations.contexts import Cutter, windows
+from sparsight.activations.reading import pad
+from sparsight.models import Tokens, load_model
+from sparsight.models.organism import corpus
+from sparsight.models.tokenization import padding_id
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="organism")
+    parser.add_argument("--text", type=Path, help="Default: the organism's corpus.")
+    parser.add_argument("--tokens", type=int, default=50_000)
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    lm = load_model(options.model)
+    site = f"{lm.n_layers - 1}.resid_post"
+    if options.text:
+        documents = [document.text for document in documents_from_files([options.text])]
+    else:
+        documents = [document.text for document in corpus(0, options.tokens // 10)]
+    batches, n = batches_of(lm, documents, options)
+    trunk = lm.model.base_model
+    print(f"{options.model}: {n:,} tokens in {len(batches)} batches, site {site}, {torch.get_num_threads()} threads")
+    ratios = []
+    for number in range(options.rounds + 1):
+        start = time.perf_counter()
+        with torch.no_grad():
+            for tokens in batches:
+                trunk(input_ids=tokens.ids.to(lm.device), attention_mask=tokens.mask.long().to(lm.device))
+        bare = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            harvest(
+                lm, documents, site, Path(folder) / "store", n_tokens=n, context=options.context,
+                batch_size=options.batch_size,
+            )  # fmt: skip
+            whole = time.perf_counter() - start
+        if number:  # the first round warms up
+            ratios.append(bare / whole)
+            print(f"bare {n / bare:,.0f} tokens/s, harvest {n / whole:,.0f} tokens/s, ratio {bare / whole:.3f}")
+    print(f"median: harvest at {statistics.median(ratios):.1%} of the bare forward pass")
+
+
+def batches_of(lm: object, documents: list[str], options: argparse.Namespace) -> tuple[list[Tokens], int]:
+    """The padded batches that harvest makes, and the rows in them."""
+    cutter = Cutter(lm, options.context)  # type: ignore[arg-type]
+    batches, n = [], 0
+    for window in windows(cutter.cut(documents), 4 * options.batch_size, options.tokens):
+        n += sum(context.n_counted for context in window)
+        window = sorted(window, key=lambda context: -len(context.ids))
+        for begin in range(0, len(window), options.batch_size):
+            part = window[begin : begin + options.batch_size]
+            batches.append(pad([c.ids for c in part], [c.special for c in part], padding_id(cutter.lm.tokenizer)))
+    return batches, min(n, options.tokens)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Harvest on Ray: the store of several processes is that of one, also when one of them is killed.
+
+Marked `ray` and not part of `make test`: they start Ray, which takes its time and is a large, optional extra (`scale`).
+Run them with `make test-ray`.
+"""
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+from activations_fake import SITES, FakeModel, texts
+
+from sparsight.activations import ActivationStore, RayReaders, harvest
+from sparsight.errors import DataError, ModelError
+
+SMALL = {"n_tokens": 1500, "context": 16, "shard_rows": 150, "batch_size": 3}
+
+
+class Mortal(FakeModel):
+    """Kills its own process in the fifth pass, the first `times` times that any worker gets so far."""
+
+    def __init__(self, folder: str, times: int) -> None:
+        super().__init__()
+        self.folder, self.times, self.passes = Path(folder), times, 0
+
+    def activations(self, tokens, sites):
+        self.passes += 1
+        if self.passes == 5:
+            for death in range(self.times):
+                try:
+                    (self.folder / f"death-{death}").touch(exist_ok=False)
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().activations(tokens, sites)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    record = json.loads(files["store.json"])
+    del record["command"]
+    return {**files, "store.json": json.dumps(record).encode()}
+
+
+def collect(out: Path, readers=None, resume=False, **more) -> ActivationStore:
+    return harvest(FakeModel(), texts(100), SITES, out, readers=readers, resume=resume, **{**SMALL, **more})
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Workers must find the model of these tests."""
+    there = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path(__file__).parent), there])))
+
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.mark.parametrize("more", [{}, {"packed": True, "dtype": "int8"}, {"max_norm": 1.5}])
+def test_workers_make_the_store_that_one_process_makes(tmp_path, more):
+    whole = collect(tmp_path / "whole", **more)
+    with RayReaders(FakeModel, 2, cpus=0.5) as readers:
+        made = collect(tmp_path / "store", readers, **more)
+    assert contents(made.path) == contents(whole.path)
+
+
+def test_killed_workers_leave_no_trace(tmp_path):
+    whole = collect(tmp_path / "whole")
+    with RayReaders(partial(Mortal, str(tmp_path), 3), 2, cpus=0.5) as readers:
+        made = collect(tmp_path / "store", readers)
+    assert len(list(tmp_path.glob("death-*"))) == 3
+    assert contents(made.path) == contents(whole.path)
+
+
+def test_workers_that_die_for_good_leave_a_store_that_can_be_resumed(tmp_path):
+    whole = collect(tmp_path / "whole")
+    with (
+        RayReaders(partial(Mortal, str(tmp_path), 1000), 1, cpus=0.5, restarts=1) as readers,
+        pytest.raises(Exception, match=r"a worker failed for good .*--resume"),
+    ):
+        collect(tmp_path / "store", readers)
+    assert contents(collect(tmp_path / "store", resume=True).path) == contents(whole.path)
+
+
+def test_what_cannot_be_stored_is_refused_as_by_one_process(tmp_path):
+    with RayReaders(partial(FakeModel, 50), 1, cpus=0.5) as readers, pytest.raises(DataError, match="is not finite"):
+        collect(tmp_path / "store", readers)
+
+
+def test_a_missing_cluster_is_refused_in_one_line():
+    with pytest.raises(ModelError, match=r"no Ray cluster at 127\.0\.0\.1:1") as error:
+        RayReaders(FakeModel, 1, address="127.0.0.1:1")
+    assert "\n" not in str(error.value)
