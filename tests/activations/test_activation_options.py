@@ -1,6 +1,7 @@
 """What harvest is asked for beside the text: packing, special tokens, outliers, types of storage."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from activations_fake import BOS, EOS, SITES, FakeModel, Labelled, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsight.activations import ActivationStore, ActivationStream, harvest
+from sparsight.activations import ActivationStore, ActivationStream, RayReaders, harvest
 from sparsight.activations.rounding import from_int8, to_int8
 from sparsight.activations.split import is_heldout
+from sparsight.errors import ModelError
 
 SITE = SITES[0]
 
@@ -243,6 +245,15 @@ def test_a_store_without_the_newer_settings_still_opens(tmp_path):
 
 
 # What is said
+
+
+def test_ray_that_is_not_installed_is_asked_for_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModelError, match=r"pip install 'sparsight\[scale\]'") as error:
+        RayReaders(FakeModel, 2)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        RayReaders(FakeModel, 0)
 
 
 def test_bytes_are_forecast_before_and_the_rate_is_shown(tmp_path, capsys):

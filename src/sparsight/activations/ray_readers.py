@@ -63,13 +63,14 @@ class RayReaders:
             raise ValueError(f"the number of workers must be at least 1, got {n_workers}")
         try:
             import ray
+            from ray import init  # a folder called ray, such as Ray leaves in /tmp, is imported too, but has none
         except ImportError:
             raise ModelError("Ray is not installed; install it with pip install 'sparsight[scale]'") from None
         self._ray: Any = ray
         self._mine = not ray.is_initialized()
         if self._mine:
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
+                init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
             except Exception as error:  # Ray raises Exception itself when its processes do not start
                 where = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
                 raise ModelError(f"{where}: {str(error).strip().splitlines()[0]}") from None

@@ -116,22 +116,7 @@ class ActivationStream:
         Raises:
             ValueError: a model makes the rows, so they have no numbers.
         """
-        epoch, index = 0, 0
-        waiting = torch.empty(0, dtype=torch.int64)
-        for _ in range(n_batches):
-            while len(waiting) < self.batch_size:
-                rows = self._chunks.rows(epoch, index)
-                if rows is None:
-                    epoch, index = epoch + 1, 0
-                    continue
-                waiting = torch.cat([waiting, rows[self._permutation(epoch, index, len(rows))]])
-                index += 1
-            yield waiting[: self.batch_size]
-            waiting = waiting[self.batch_size :]
-
-    def _permutation(self, epoch: int, index: int, n: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, index + 1))
-        return torch.randperm(n, generator=generator)
+        return numbers_of_rows(self._chunks, self.batch_size, self.seed, n_batches)
 
     def _next_chunk(self) -> None:
         self._index += 1
@@ -144,7 +129,7 @@ class ActivationStream:
 
     def _show(self, chunk: Chunk) -> None:
         n = len(next(iter(chunk.values())))
-        self._chunk, self._order, self._row = chunk, self._permutation(self._epoch, self._index, n), 0
+        self._chunk, self._order, self._row = chunk, _permutation(self.seed, self._epoch, self._index, n), 0
 
     def state(self) -> dict[str, Any]:
         """The place in the stream, as JSON: after `restore` the same batches follow, bit for bit."""
@@ -176,6 +161,29 @@ class ActivationStream:
                 raise ValueError(f"the state is at chunk {self._index}, which this source does not have")
             self._show(chunk)
             self._row = row
+
+
+def numbers_of_rows(
+    chunks: AbstractChunks, batch_size: int, seed: int, n_batches: int
+) -> Iterator[Int64[Tensor, " batch"]]:
+    """Numbers of the rows in the first batches that a stream over these chunks gives."""
+    epoch, index = 0, 0
+    waiting = torch.empty(0, dtype=torch.int64)
+    for _ in range(n_batches):
+        while len(waiting) < batch_size:
+            rows = chunks.rows(epoch, index)
+            if rows is None:
+                epoch, index = epoch + 1, 0
+                continue
+            waiting = torch.cat([waiting, rows[_permutation(seed, epoch, index, len(rows))]])
+            index += 1
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def _permutation(seed: int, epoch: int, index: int, n: int) -> Tensor:
+    """The order of the rows of a chunk."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, epoch, index + 1)))
 
 
 def _sites(source: object, sites: str | Site | Sequence[str | Site] | None) -> tuple[list[Site], bool]:
