@@ -180,10 +180,10 @@ def _normalised(
 
 def _check_widths(config: dict[str, Any], weights: Weights, where: Path) -> None:
     d, n = weights.W_enc.shape
-    factor, d_sae = config.get("expansion_factor"), config.get("d_sae")
-    if d_sae is None and isinstance(factor, int | float):
-        d_sae = int(d * factor)
-    for key, said, found in (("d_model", config.get("d_model"), d), ("d_sae", d_sae, n)):
+    factor, said_latents = config.get("expansion_factor"), config.get("d_sae")
+    if said_latents is None and isinstance(factor, int | float):
+        said_latents = int(d * factor)
+    for key, said, found in (("d_model", config.get("d_model"), d), ("d_sae", said_latents, n)):
         if said is not None and said != found:
             raise FormatError(f"{where}: key {key!r} is {said!r:.40}, the tensors have {found}")
 
