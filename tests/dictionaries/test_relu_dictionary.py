@@ -22,6 +22,21 @@ def test_values_carry_the_norms_of_a_free_decoder() -> None:
     torch.testing.assert_close(dictionary(x), f @ rows + dictionary.b_dec)
 
 
+@pytest.mark.parametrize("options", [{}, {"norms": "free"}, {"p_end": 0.5}], ids=str)
+def test_activations_of_any_scale_are_coded_alike(options: dict[str, Any]) -> None:
+    dictionary = ReLU(12, 0.1, **options).build(5, torch.Generator().manual_seed(0)).double().requires_grad_(False)
+    g = torch.Generator().manual_seed(2)
+    for name in ("W_enc", "b_enc", "b_dec", "log_norm"):
+        if (parameter := dict(dictionary.named_parameters()).get(name)) is not None:
+            parameter += 0.3 * torch.randn(parameter.shape, generator=g, dtype=torch.float64)
+    x = torch.randn(50, 5, generator=g, dtype=torch.float64)
+    z, x_hat = dictionary.encode_dense(x), dictionary(x)
+    assert 0 < float((z > 0).double().mean()) < 1
+    dictionary.rescale_(37.0)
+    torch.testing.assert_close(dictionary.encode_dense(37 * x), 37 * z, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(dictionary(37 * x), 37 * x_hat, rtol=1e-10, atol=1e-12)
+
+
 def test_only_what_the_configuration_needs_is_stored() -> None:
     plain = {"atoms", "b_dec", "W_enc", "b_enc"}
     annealing = {"anneal_stage", "anneal_factor", "anneal_recent"}

@@ -67,6 +67,12 @@ _ALL: tuple[Study, ...] = (
         "the papers that introduced them, each against those before it",
         "sparsight.studies.architectures",
     ),
+    Study(
+        "gated-loss",
+        "What is the auxiliary term of Gated's loss for, what happens without it, and which reading is the loss?",
+        "Sam Marks' comments on Gated dictionaries, and the reading he credits to Jannik Brinkmann",
+        "sparsight.studies.gated_loss",
+    ),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
