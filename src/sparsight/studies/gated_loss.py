@@ -74,8 +74,8 @@ def run(work: Work) -> Findings:
             "Intervals over documents take the trained dictionaries as given; those over seeds take the documents so.",
         ],
         notes=[
-            f"The rules and the margin of {MARGIN:.0%} were written after a trial with one seed of each kind of data had "
-            "been seen.",
+            f"The rules and the margin of {MARGIN:.0%} were written after a trial with one seed of each kind of data "
+            "had been seen.",
             "Masking q by the open gates changes nothing: q is 0 where the gate is shut (last column of the third "
             "table). So the masked form was not trained.",
             "The revival of dead latents is off, as in the paper, but for one arm; it shows whether it can stand in "
@@ -117,8 +117,8 @@ def _method(plan: Plan) -> list[str]:
         "published frontier of the same seed (FVU and L0 in logarithms). The effect is relative: excess FVU.",
         "ReLU repaired: one scale, or one scale and one shift, for each latent of the trained ReLU dictionary, by "
         "least squares over 20,000 training rows, atoms and active latents held; values that fall below 0 are cut.",
-        f"Decided by, fixed before the seeds reported here: excesses below {MARGIN:.0%} of the FVU do not count; an answer needs every "
-        "interval (over seeds on planted data, over seeds and over documents on the model) on one side of that "
-        f"margin. An L0 off its target by more than {MISSED:.0%} was not reached; seeds beyond the published frontier "
-        "count as an excess. Identities hold if they do to 1e-10.",
+        f"Decided by, fixed before the seeds reported here: excesses below {MARGIN:.0%} of the FVU do not count; an "
+        "answer needs every interval (over seeds on planted data, over seeds and over documents on the model) on one "
+        f"side of that margin. An L0 off its target by more than {MISSED:.0%} was not reached; seeds beyond the "
+        "published frontier count as an excess. Identities hold if they do to 1e-10.",
     ]
