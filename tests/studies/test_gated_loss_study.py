@@ -206,27 +206,31 @@ def test_all_arms_differ_and_none_has_a_fourth_term_but_the_revived_one():
 
 
 def test_a_known_rescaling_is_found_and_is_the_best_there_is():
-    """The dictionary shrinks each latent by its own scale and shift; least squares undoes both."""
+    """Atoms at an angle, read without interference; each latent is shrunk by a scale and a shift of its own."""
     g = torch.Generator().manual_seed(0)
     dictionary = ReLU(3, 0.1).build(8, torch.Generator().manual_seed(1)).double().requires_grad_(False)
-    dictionary.atoms.copy_(torch.eye(8, dtype=torch.float64)[:3])
-    dictionary.W_enc.copy_(dictionary.atoms.T)
-    x = torch.zeros(500, 8, dtype=torch.float64)
-    x[:, :3] = 1 + torch.rand(500, 3, generator=g, dtype=torch.float64)
-    x[:, :3] *= torch.rand(500, 3, generator=g) > 0.5
-    dictionary.W_enc.mul_(torch.tensor([0.5, 0.8, 1.0]).double())
+    dictionary.b_dec.copy_(torch.randn(8, generator=g, dtype=torch.float64))
+    shrinks = torch.tensor([0.5, 0.8, 1.0], dtype=torch.float64)
+    dictionary.W_enc.copy_(torch.linalg.pinv(dictionary.atoms) * shrinks)
     dictionary.b_enc.copy_(torch.tensor([-0.1, -0.2, -0.3]))
+    true = (1 + torch.rand(500, 3, generator=g, dtype=torch.float64)) * (torch.rand(500, 3, generator=g) > 0.5)
+    x = true @ dictionary.atoms + dictionary.b_dec
     code = dictionary.encode_dense(x)
     found = fit_rescaling(dictionary, x, shift=True)
-    torch.testing.assert_close(found.scale, torch.tensor([2.0, 1.25, 1.0]).double(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.scale, 1 / shrinks, rtol=1e-3, atol=0)
     torch.testing.assert_close(found.shift, torch.tensor([0.2, 0.25, 0.3]).double(), rtol=1e-3, atol=0)
-    torch.testing.assert_close(found.of(code), x[:, :3], rtol=1e-3, atol=1e-9)
-    assert bool((found.of(code)[code == 0] == 0).all())
+    torch.testing.assert_close(found.of(code), true, rtol=1e-3, atol=1e-9)
     only = fit_rescaling(dictionary, x, shift=False)
     assert not bool(only.shift.any())
-    # Orthogonal atoms: the best scale of a latent is that of its own regression through the origin.
-    best = (code * x[:, :3]).sum(dim=0) / code.square().sum(dim=0)
-    torch.testing.assert_close(only.scale, best, rtol=1e-5, atol=0)
+
+    def error(scale: torch.Tensor) -> float:
+        return float((x - dictionary.b_dec - code * scale @ dictionary.atoms).square().sum())
+
+    for j in range(3):
+        for step in (-1e-3, 1e-3):
+            moved = only.scale.clone()
+            moved[j] += step
+            assert error(moved) > error(only.scale)
 
 
 def test_measurements_of_a_dictionary_are_those_done_by_hand():
