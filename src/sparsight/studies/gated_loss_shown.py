@@ -69,12 +69,17 @@ def arms_table(where: str, runs: list[Run], target: float) -> Table:
     for name in runs[0]["arms"]:
         known = [v for run in runs if (v := excess(run, name)) is not None]
         over = {e.unit: str(e) for e in excess_effects({where: runs}, name)}
+        if name in frontier_names(PUBLISHED):
+            over = dict.fromkeys(over, "reference")
         rows.append(
             [
                 name,
                 _mean([l0(run, name) for run in runs]),
                 _mean([fvu(run, name) for run in runs]),
-                over.get("excess FVU at equal L0, over seeds", f"beyond the frontier: {len(runs) - len(known)} seeds"),
+                over.get(
+                    "excess FVU at equal L0, over seeds",
+                    f"beyond the frontier: {len(runs) - len(known)} of {len(runs)} seeds",
+                ),
                 over.get("excess FVU at equal L0, over documents"),
                 *(_arm_mean(runs, name, key) for key in ("r", "gate", "silent", "recovered", "f1")),
             ]
