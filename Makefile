@@ -31,7 +31,7 @@ demo-fast: $(READY)  ## the same in under 45 seconds, with smaller dictionaries
 	$(PYTHON) -m sparsight demo --out $(DEMO_OUT)-fast --fast
 
 test: $(READY)  ## the fast tests: under 5 minutes on 2 cores
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
 
 test-slow: $(READY)  ## the slow tests: studies and long runs
 	$(PYTHON) -m pytest -m "slow"
