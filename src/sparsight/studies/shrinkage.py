@@ -47,7 +47,7 @@ class Plan:
 
 
 FULL = Plan(3, 120_000, 250_000, 2_048, 4_096, 128, 300_000, OTHER_L0)
-FAST = Plan(2, 24_000, 50_000, 1_024, 1_024, 48, 100_000, (4,))
+FAST = Plan(2, 12_000, 40_000, 512, 512, 32, 80_000, (4,))
 
 
 def configs(n_latents: int, k: int) -> dict[str, DictionaryConfig]:
