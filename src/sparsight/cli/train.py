@@ -253,7 +253,9 @@ class _Given:
     def needed_k(self) -> int:
         """`--k`, where there is no other way to set the sparsity."""
         if self.l1 is not None:
-            raise ValueError(f"--l1 is a setting of relu and gated, got --architecture {self.architecture}; give --k")
+            raise ValueError(
+                f"--l1 is a setting of relu, gated and crosscoder, got --architecture {self.architecture}; give --k"
+            )
         if self.k is None:
             raise ValueError(
                 f"--architecture {self.architecture} needs --k, the latents active in a token; 16 to 64 are usual"
