@@ -52,6 +52,7 @@ def run(work: Work) -> Findings:
             "Three seeds give wide intervals: of Student's t with two degrees of freedom.",
             "Lower FVU at equal L0 does not make latents more meaningful.",
         ],
+        notes=["What was found out about the differences from the reported order: docs/dictionaries.md, Frontiers."],
     )
 
 

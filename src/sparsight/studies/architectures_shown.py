@@ -136,7 +136,15 @@ def _frontier(m: Measured, key: str, title: str, y_label: str) -> Panel:
     for name in NAMES:
         grid = [[row[key] for row in of(seed, name)] for seed in m.seeds]
         x = _over(_mean, [[row["l0"] for row in of(seed, name)] for seed in m.seeds])
-        lines.append(Line(name=name, x=list(x), y=_over(_mean, grid), low=_over(min, grid), high=_over(max, grid)))
+        lines.append(
+            Line(
+                name=name if key == "fvu" else "",
+                x=list(x),
+                y=_over(_mean, grid),
+                low=_over(min, grid),
+                high=_over(max, grid),
+            )
+        )
     positive = all(low > 0 for line in lines for low in line.low or [])
     return Panel(title=title, x_label="L0", y_label=y_label, lines=lines, x_log=True, y_log=positive)
 

@@ -80,7 +80,12 @@ def _panel(axes: Any, panel: Panel) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if sum(bool(line.name) for line in panel.lines) > 0:
+    named = sum(bool(line.name) for line in panel.lines)
+    if named > 7:  # more than fit between the lines: room is made below them
+        low, high = axes.get_ylim()
+        axes.set_ylim(low * (low / high) ** 0.5 if panel.y_log else low - 0.5 * (high - low), high)
+        axes.legend(fontsize=7.5, edgecolor="none", loc="lower left", ncols=2)
+    elif named > 0:
         axes.legend(fontsize=7.5, framealpha=0.8, edgecolor="none")
 
 
