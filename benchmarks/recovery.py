@@ -55,7 +55,7 @@ TRIALS = {
     "topk": Trial(TopK(TRUE, K, **REVIVE)),
     "batchtopk": Trial(BatchTopK(TRUE, K, **REVIVE)),
     "matryoshka": Trial(Matryoshka(TRUE, K, (TRUE // 2,), weights=(0.1,), **REVIVE)),
-    "matryoshka, sampled": Trial(Matryoshka(TRUE, K, sampled=3, **REVIVE)),
+    "matryoshka, sampled": Trial(Matryoshka(TRUE, K, sampled=3, weights=(0.1, 0.1), **REVIVE)),
     "jumprelu": Trial(JumpReLU(TRUE, target_l0=K, **REVIVE)),
     "relu": Trial(ReLU(TRUE, target_l0=K, **REVIVE)),
     "gated": Trial(Gated(TRUE, target_l0=K, **REVIVE)),

@@ -210,10 +210,11 @@ def test_sampled_prefixes_follow_their_distribution_and_depend_on_progress_and_s
     assert len(widths) > 15
 
 
-def test_sampled_prefixes_enter_the_loss() -> None:
-    dictionary = shaken(Matryoshka(M, 4, sampled=3, aux=0.0))
+@pytest.mark.parametrize("weights", [None, (0.1, 0.3)])
+def test_sampled_prefixes_enter_the_loss(weights: tuple[float, float] | None) -> None:
+    dictionary = shaken(Matryoshka(M, 4, sampled=3, weights=weights, aux=0.0))
     dictionary.schedule_(0.37)
     objective = matryoshka_objective(dictionary, data(), some_dead(0))
-    prefixes = dict.fromkeys(dictionary.widths_now, 1.0)
+    prefixes = dict(zip(dictionary.widths_now, (*(weights or (1.0, 1.0)), 1.0), strict=True))
     expected = matryoshka_loss(twin(dictionary), data(), some_dead(0), n_kept=4 * N, prefixes=prefixes, aux=0, k_aux=1)
     torch.testing.assert_close(objective.loss, expected, rtol=1e-12, atol=0)
