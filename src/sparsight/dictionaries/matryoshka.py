@@ -27,8 +27,8 @@ class Matryoshka(DictionaryConfig):
         widths: Prefixes that must reconstruct by themselves, ascending; the whole width is always one, named or not.
         sampled: Number of prefixes, the whole width counted, that each step draws anew. Inner widths `w` are drawn
             without replacement with chances proportional to `1 / w`: as many between 1 and 2 as between 512 and 1024.
-        weights: Weight of each inner prefix in the loss, the whole width having 1: one for each of `widths`, or for each
-            of the `sampled - 1` that are drawn, the narrowest first. Default: 1 for each.
+        weights: Weight of each inner prefix in the loss, the whole width having 1: one for each of `widths`, or for
+            each of the `sampled - 1` that are drawn, the narrowest first. Default: 1 for each.
         seed: Of the sampled prefixes.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
         k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
