@@ -1,0 +1,27 @@
+"""SHIFT: a classifier, what it goes by, who may judge that from which texts, and what is left when it is taken away."""
+
+from sparsight.circuits.shift.biographies import LabelledText, LabelledTexts, bias_in_bios, organism_biographies
+from sparsight.circuits.shift.chat import ChatJudge
+from sparsight.circuits.shift.classifier import Accuracies, Classifier, ablation, accuracies, fit_classifier
+from sparsight.circuits.shift.judges import DisambiguatedJudge, Judgement, LabelJudge, PersonJudge
+from sparsight.circuits.shift.shift import Shift, ShiftRecord, shift
+
+__all__ = [
+    "Accuracies",
+    "ChatJudge",
+    "Classifier",
+    "DisambiguatedJudge",
+    "Judgement",
+    "LabelJudge",
+    "LabelledText",
+    "LabelledTexts",
+    "PersonJudge",
+    "Shift",
+    "ShiftRecord",
+    "ablation",
+    "accuracies",
+    "bias_in_bios",
+    "fit_classifier",
+    "organism_biographies",
+    "shift",
+]

@@ -1,0 +1,255 @@
+"""SHIFT: find what a classifier goes by, have it judged from the biased texts alone, take away what should not be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparsight.circuits.nodes import AbstractNodes, Placed, nodes_of
+from sparsight.circuits.shift.biographies import LabelledTexts
+from sparsight.circuits.shift.classifier import (
+    Accuracies,
+    Chosen,
+    Classifier,
+    Intervention,
+    ablation,
+    accuracies,
+    fit_classifier,
+)
+from sparsight.circuits.shift.effects import ClassifierEffects, attribute, exact_effects
+from sparsight.circuits.shift.evidence import Evidence, Readings, evidence, read
+from sparsight.circuits.shift.hypotheses import Hypotheses, hypotheses
+from sparsight.circuits.shift.judges import Judge, Judgement, chosen_by, judge_all
+from sparsight.errors import UndefinedMetric
+from sparsight.evaluation.frozen_record import Record
+from sparsight.models import LanguageModel, Site
+
+Unclear = Literal["keep", "remove"]
+
+
+class ShiftRecord(Record):
+    """What SHIFT found and did, as data.
+
+    Attributes:
+        model, site: Whose activations are classified, and where.
+        judge: Who judged.
+        unclear: What was done with nodes judged unclear.
+        n_judged: Nodes that were judged, those with the largest support.
+        judgements: One for each, with reasons and the number of texts each has seen.
+        removed: Nodes set to 0, by site.
+        error_share: By site, effect of the errors over that of errors and nodes together, in absolute value: what
+            judging nodes cannot reach.
+        original, ablated, retrained: Accuracies on test texts: of the classifier as it was, with the nodes removed, and
+            fitted anew on the biased texts with the nodes removed. None without test texts.
+        undecided: Readings of the judged nodes that the biased texts cannot tell apart.
+        effects: Of each judged node on the right class's logit, exact: "site/latent" to mean over texts.
+        attributed: The same at first order, by which the nodes were ranked.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    site: str
+    judge: str
+    unclear: Unclear
+    n_judged: int
+    judgements: list[Judgement]
+    removed: dict[str, list[int]]
+    error_share: dict[str, float]
+    original: Accuracies | None
+    ablated: Accuracies | None
+    retrained: Accuracies | None
+    undecided: list[Hypotheses]
+    effects: dict[str, float]
+    attributed: dict[str, float]
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return self.model_dump_json(indent=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """The outcome of `shift`.
+
+    Attributes:
+        record: What was found and done.
+        original: The classifier as it was fitted on the biased texts.
+        retrained: The classifier fitted with the nodes removed. Use it under `intervention`.
+        intervention: Edits that remove the nodes, for a batch of tokens.
+    """
+
+    record: ShiftRecord
+    original: Classifier
+    retrained: Classifier
+    intervention: Intervention
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A biased classifier, and all that may be known of its nodes from the biased texts.
+
+    Attributes:
+        classifier: Fitted on the biased texts.
+        nodes: What stands at the sites.
+        biased: The texts.
+        effects: First-order effects of every node.
+        exact: Exact effects of the candidates.
+        readings: Values of the candidates on the texts.
+        evidence: On the candidates, the largest exact effect first.
+    """
+
+    classifier: Classifier
+    nodes: dict[Site, AbstractNodes]
+    biased: LabelledTexts
+    effects: ClassifierEffects
+    exact: dict[Site, dict[int, float]]
+    readings: Readings
+    evidence: list[Evidence]
+
+    @property
+    def candidates(self) -> dict[Site, list[int]]:
+        return {site: list(latents) for site, latents in self.exact.items()}
+
+    def judged_by(self, judge: Judge) -> list[Judgement]:
+        """A verdict on each candidate."""
+        classes = self.biased.target_classes
+        return judge_all(judge, self.evidence, f"tell the {self.biased.target}", classes)
+
+
+def find(
+    lm: LanguageModel,
+    dictionaries: Placed | Mapping[Site, Placed],
+    biased: LabelledTexts,
+    *,
+    site: Site | str,
+    n_judged: int = 100,
+    l2: float | int = 1.0,
+    batch_size: int = 64,
+) -> Found:
+    """Fit a classifier on biased texts, and gather evidence on the nodes with the largest support for it.
+
+    Raises:
+        ValueError: the texts are not fully spurious, so that a judge would see what the setting withholds; a number is
+            out of range; nodes do not fit the model, or come after the classifier's site.
+        UndefinedMetric: no node supports the classifier.
+    """
+    if not biased.is_fully_spurious:
+        raise ValueError(
+            f"the biased texts must not tell {biased.target} from {biased.spurious}, got (target, spurious) cells "
+            f"{biased.cells}; keep two opposite ones"
+        )
+    if n_judged < 1:
+        raise ValueError(f"n_judged must be at least 1, got n_judged={n_judged}")
+    nodes = nodes_of(lm, dictionaries)
+    classifier = fit_classifier(lm, Site.parse(site), biased, l2=float(l2), batch_size=batch_size)
+    effects = attribute(classifier, nodes, biased, batch_size=batch_size)
+    candidates = effects.strongest(n_judged)
+    if not candidates:
+        raise UndefinedMetric("no node supports the classifier, so there is nothing to judge; add sites")
+    exact = exact_effects(classifier, nodes, biased, candidates, batch_size=batch_size)
+    readings = read(lm, nodes, biased, candidates, batch_size=batch_size)
+    return Found(classifier, nodes, biased, effects, exact, readings, evidence(lm, nodes, readings, exact))
+
+
+def remove(
+    found: Found,
+    chosen: Chosen,
+    test: LabelledTexts,
+    *,
+    l2: float | int = 1.0,
+    batch_size: int = 64,
+) -> tuple[Accuracies, Accuracies]:
+    """Accuracies with nodes removed: of the classifier as it was, and of one fitted anew on the biased texts."""
+    intervention = ablation(found.nodes, chosen)
+    classifier = found.classifier
+    again = fit_classifier(
+        classifier.lm, classifier.site, found.biased, intervention, l2=float(l2), batch_size=batch_size
+    )
+    return tuple(accuracies(c, test, intervention, batch_size=batch_size) for c in (classifier, again))  # type: ignore[return-value]
+
+
+def shift(
+    lm: LanguageModel,
+    dictionaries: Placed | Mapping[Site, Placed],
+    biased: LabelledTexts,
+    judge: Judge,
+    *,
+    site: Site | str,
+    test: LabelledTexts | None = None,
+    n_judged: int = 100,
+    unclear: Unclear = "keep",
+    l2: float | int = 1.0,
+    batch_size: int = 64,
+) -> Shift:
+    """Make a classifier that was trained on fully spurious texts go by what it should, by judging what it goes by.
+
+    A logistic classifier is fitted on the biased texts. The nodes with the largest support for it are shown to a judge,
+    in evidence taken from the biased texts alone. Those judged not to serve the task are set to 0 in every pass (their
+    errors stay), and the classifier is fitted anew on the biased texts.
+
+    Args:
+        lm: The model whose activations are classified.
+        dictionaries: At sites up to `site`; also neurons or directions (`NeuronNodes`, `DirectionNodes`).
+        biased: Texts where the spurious feature follows from the target.
+        judge: `LabelJudge`, `ChatJudge`, `PersonJudge`, or any function like them.
+        site: What the classifier reads, averaged over tokens.
+        test: Texts of all four combinations, only for the accuracies and for the truth of undecided readings: opened
+            after every judgement is made.
+        n_judged: How many nodes of all sites together are judged.
+        unclear: What to do with nodes of which the judge cannot say.
+        l2: Penalty of the classifier.
+        batch_size: Texts in one pass.
+    Raises:
+        ValueError: as `find`, or `unclear` is neither.
+        UndefinedMetric: no node supports the classifier.
+    Source:
+        Marks et al., "Sparse Feature Circuits", 2024, section 4. We rank by support for the right answers on the biased
+        texts alone, let later sites be coded from what earlier ones leave, and keep the judge from any other text.
+    """
+    if unclear not in ("keep", "remove"):
+        raise ValueError(f"unclear must be 'keep' or 'remove', got {unclear!r}")
+    found = find(lm, dictionaries, biased, site=site, n_judged=n_judged, l2=l2, batch_size=batch_size)
+    judgements = found.judged_by(judge)
+    chosen = chosen_by(judgements, "remove", *(("unclear",) if unclear == "remove" else ()))
+    intervention = ablation(found.nodes, chosen)
+    again = fit_classifier(lm, found.classifier.site, biased, intervention, l2=float(l2), batch_size=batch_size)
+    locked = None if test is None else read(lm, found.nodes, test, found.candidates, batch_size=batch_size)
+    record = ShiftRecord(
+        model=lm.name,
+        site=str(found.classifier.site),
+        judge=judge.name,
+        unclear=unclear,
+        n_judged=len(judgements),
+        judgements=judgements,
+        removed={str(s): latents for s, latents in chosen.items()},
+        error_share=error_share(found.effects),
+        original=None if test is None else accuracies(found.classifier, test, batch_size=batch_size),
+        ablated=None if test is None else accuracies(found.classifier, test, intervention, batch_size=batch_size),
+        retrained=None if test is None else accuracies(again, test, intervention, batch_size=batch_size),
+        undecided=[h for h in hypotheses(found.readings, locked) if not h.decided],
+        effects={f"{s}/{j}": value for s, by in found.exact.items() for j, value in by.items()},
+        attributed={f"{s}/{j}": float(found.effects.support[s][j]) for s, by in found.exact.items() for j in by},
+    )
+    return Shift(record, found.classifier, again, intervention)
+
+
+def error_share(effects: ClassifierEffects) -> dict[str, float]:
+    """By site, the part of the summed effects that lies with errors."""
+    shares = {}
+    for site, support in effects.support.items():
+        error, nodes = abs(effects.errors[site]), abs(float(support.sum()))
+        shares[str(site)] = error / max(error + nodes, torch.finfo(torch.float64).tiny)
+    return shares
+
+
+def active_nodes(found: Found) -> dict[Site, Bool[Tensor, " n_latents"]]:
+    """By site, which nodes have any effect on the classifier at first order: what random ones are drawn from."""
+    return {site: magnitude > 0 for site, magnitude in found.effects.magnitude.items()}
+
+
+def only_sites(chosen: Chosen, wanted: Sequence[Site]) -> dict[Site, list[int]]:
+    """The nodes at some of the sites."""
+    return {site: list(latents) for site, latents in chosen.items() if site in wanted}
