@@ -21,9 +21,10 @@ class LabelEvidence(Record):
     Attributes:
         gendered: Share on names and pronouns.
         professional: Share on words that only one profession uses: its title, its place, its task.
-        early: Mean absolute value on the other words while the gender is known and the profession is not yet, over that
-            while both are: near 1 the node cannot depend on the profession, near 0 the texts do not say on what.
-        n_early: Tokens of the first kind: without any, `early` says nothing.
+        early: On the other words, while the gender is known and the profession is not yet: difference of its mean
+            absolute value between texts of men and of women, over the largest such mean before or after the profession
+            is known. Near 1 the node goes by the gender; near 0 it does not, or the texts do not say on what it waits.
+        n_early: Tokens of that kind, in the rarer of the two: without any, `early` says nothing.
     """
 
     gendered: float
@@ -73,13 +74,17 @@ def label_evidence(value: Float[Tensor, "n t"], marks: Marks) -> LabelEvidence:
     size = value.abs().double()
     total = max(float(size.sum()), torch.finfo(torch.float64).tiny)
     other = ~marks.gendered & ~marks.professional & (marks.spurious != UNKNOWN)
-    early, late = other & (marks.target == UNKNOWN), other & (marks.target != UNKNOWN)
-    usual = float(size[late].mean()) if late.any() else 0.0
+    is_early = marks.target == UNKNOWN
+    early, late = ([other & when & (marks.spurious == group) for group in (0, 1)] for when in (is_early, ~is_early))
+    before, after = (
+        [float(size[where].mean()) if where.any() else 0.0 for where in groups] for groups in (early, late)
+    )
+    largest = max(*before, *after, torch.finfo(torch.float64).tiny)
     return LabelEvidence(
         gendered=float(size[marks.gendered].sum()) / total,
         professional=float(size[marks.professional].sum()) / total,
-        early=float(size[early].mean()) / usual if early.any() and usual > 0 else 0.0,
-        n_early=int(early.sum()),
+        early=abs(before[0] - before[1]) / largest,
+        n_early=min(int(where.sum()) for where in early),
     )
 
 

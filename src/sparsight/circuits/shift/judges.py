@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -32,10 +32,13 @@ class Judgement(Record):
     documents: int
 
 
+@runtime_checkable
 class Judge(Protocol):
-    """Says of each node whether it serves the task. `name` stands in records."""
+    """Says of each node whether it serves the task."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As it stands in records."""
 
     def __call__(self, evidence: Evidence, task: str, target_classes: tuple[str, str]) -> Judgement:
         """Judge one node from evidence, for a task such as "tell the profession" with its two classes."""
@@ -58,13 +61,13 @@ class LabelJudge:
     """Goes by the organism's labels of the texts in the evidence: like a reader who knows what every word means.
 
     A node with most of its value on names and pronouns is to go, one with most of it on a profession's words to stay.
-    One that fires on other words is to go if it fires as soon as the gender is known, before the profession is; if it
-    waits for the profession the texts cannot say which of the two it waits for.
+    One that fires on other words is to go if it tells men from women before the profession is known; if it waits for
+    the profession, the texts cannot say which of the two it waits for.
 
     Attributes:
         majority: Share of the value that settles it.
-        early: Ratio of early to late values above which a node cannot depend on the profession.
-        least_early: Early tokens below which the ratio is not looked at.
+        early: Share of its strength by which it tells men from women before the profession is known; above it goes.
+        least_early: Such tokens below which that share is not looked at.
     """
 
     majority: float = 0.5
@@ -88,7 +91,7 @@ class LabelJudge:
         if found.professional >= self.majority:
             return judged(evidence, "keep", found.professional, f"{found.professional:.0%} on words of a profession")
         if found.n_early >= self.least_early and found.early >= self.early:
-            reason = f"on other words, at {found.early:.0%} of its strength before the profession is known"
+            reason = f"on other words, with {found.early:.0%} of its strength by gender before a profession is known"
             return judged(evidence, "remove", min(1.0, found.early), reason)
         return judged(evidence, "unclear", 0.0, "on other words, once gender and profession are both known")
 

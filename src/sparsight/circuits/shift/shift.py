@@ -180,7 +180,7 @@ def shift(
     site: Site | str,
     test: LabelledTexts | None = None,
     n_judged: int = 100,
-    unclear: Unclear = "keep",
+    unclear: str = "keep",
     l2: float | int = 1.0,
     batch_size: int = 64,
 ) -> Shift:
@@ -209,9 +209,23 @@ def shift(
         Marks et al., "Sparse Feature Circuits", 2024, section 4. We rank by support for the right answers on the biased
         texts alone, let later sites be coded from what earlier ones leave, and keep the judge from any other text.
     """
+    found = find(lm, dictionaries, biased, site=site, n_judged=n_judged, l2=l2, batch_size=batch_size)
+    return correct(found, judge, test=test, unclear=unclear, l2=l2, batch_size=batch_size)
+
+
+def correct(
+    found: Found,
+    judge: Judge,
+    *,
+    test: LabelledTexts | None = None,
+    unclear: str = "keep",
+    l2: float | int = 1.0,
+    batch_size: int = 64,
+) -> Shift:
+    """The second half of `shift`: judge what was found, remove it, fit anew. Judges may share what was found."""
     if unclear not in ("keep", "remove"):
         raise ValueError(f"unclear must be 'keep' or 'remove', got {unclear!r}")
-    found = find(lm, dictionaries, biased, site=site, n_judged=n_judged, l2=l2, batch_size=batch_size)
+    lm, biased = found.classifier.lm, found.biased
     judgements = found.judged_by(judge)
     chosen = chosen_by(judgements, "remove", *(("unclear",) if unclear == "remove" else ()))
     intervention = ablation(found.nodes, chosen)
@@ -221,7 +235,7 @@ def shift(
         model=lm.name,
         site=str(found.classifier.site),
         judge=judge.name,
-        unclear=unclear,
+        unclear="keep" if unclear == "keep" else "remove",
         n_judged=len(judgements),
         judgements=judgements,
         removed={str(s): latents for s, latents in chosen.items()},
