@@ -65,7 +65,7 @@ def test_batches_do_not_matter(store, dictionary):
 def flat(value: object) -> list[float]:
     if isinstance(value, dict):
         return [x for item in value.values() for x in flat(item)]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [x for item in value for x in flat(item)]
     return [float(value)]
 

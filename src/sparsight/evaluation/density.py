@@ -72,6 +72,20 @@ class Density:
         """Share of latents in use on more than `threshold` of the tokens, in `[0, 1]`."""
         return (self.value > threshold).double().mean().item()
 
+    def uses_of(self, threshold: float = DENSE) -> float:
+        """Share of all uses that falls on latents denser than `threshold`, in `[0, 1]`; 0 when none is ever in use."""
+        total = int(self.counts.sum())
+        return float(self.counts[self.value > threshold].sum()) / total if total else 0.0
+
+    def densest(self, threshold: float = DENSE, most: int = 20) -> list[tuple[int, float]]:
+        """Latents denser than `threshold` with their density, densest first, at most `most`."""
+        density, latents = self.value.sort(descending=True, stable=True)
+        return [
+            (int(j), float(p))
+            for j, p in zip(latents[:most].tolist(), density[:most].tolist(), strict=True)
+            if p > threshold
+        ]
+
     def histogram(self, per_decade: int = 4) -> "DensityHistogram":
         """Live latents by `log10` of their density, in bins of `1 / per_decade` decades that end at 0 (always in use).
 

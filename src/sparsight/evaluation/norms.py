@@ -37,13 +37,22 @@ class NormHistogram:
 
     @property
     def median(self) -> float:
-        """Median norm over tokens of norm above 0: the upper edge of its bin, so never below the truth.
+        """Median norm over tokens of norm above 0; see `percentile`."""
+        return self.percentile(50)
+
+    def percentile(self, q: float | int) -> float:
+        """The norm that at least `q` percent of the tokens of norm above 0 do not exceed.
+
+        It is the upper edge of the bin of the nearest rank, so never below the truth and at most 1.1 % above it.
 
         Raises:
+            ValueError: `q` is outside `[0, 100]`.
             UndefinedMetric: every activation is zero.
         """
+        if not 0 <= q <= 100:
+            raise ValueError(f"q must be a percentage between 0 and 100, got {q}")
         n = int(self.counts.sum())
         if n == 0:
             raise UndefinedMetric(f"the median norm is undefined: all {self.n_zero} activations are zero")
-        place = int((self.counts.cumsum(0) * 2 >= n).nonzero()[0])
+        place = int((self.counts.cumsum(0) >= max(q / 100 * n, 1)).nonzero()[0])
         return float(2.0 ** ((place + 1) / _PER_OCTAVE - _OCTAVES / 2))

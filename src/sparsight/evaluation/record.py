@@ -2,11 +2,18 @@
 
 from typing import Literal
 
-from torch import Tensor
-
-from sparsight.errors import UndefinedMetric
-from sparsight.evaluation.bootstrap import DocumentSums, Interval, Statistic, bootstrap
+from sparsight.evaluation.core_records import (
+    BaselineRecord,
+    BreakdownRecord,
+    DenseLatent,
+    GapRecord,
+    IdentityRecord,
+    TokenSide,
+)
 from sparsight.evaluation.frozen_record import Record as Record
+from sparsight.evaluation.record_values import Estimate as Estimate
+from sparsight.evaluation.record_values import estimate as estimate
+from sparsight.evaluation.record_values import of_interval as of_interval
 from sparsight.evaluation.shrinkage import Shrinkage
 from sparsight.evaluation.shrinkage_panel_record import PANEL_CONVENTIONS, ShrinkagePanel
 
@@ -18,9 +25,17 @@ TOKEN_POLICY = (
 CONVENTIONS = {
     "l0": "number of latents with a value other than 0, per token",
     "fvu": "sum |x - x_hat|^2 / sum |x - mean|^2 over all tokens and coordinates; mean over the same tokens",
+    "explained_variance": "1 - fvu",
     "fvu_uncentred": "sum |x - x_hat|^2 / sum |x|^2",
     "fvu_token_mean": "mean over tokens of |x - x_hat|^2 / |x - mean|^2",
     "fvu_without_outliers": "fvu over the tokens whose norm is at most 10 times the median norm",
+    "mse": "sum |x - x_hat|^2 / tokens: summed over coordinates, in squared units of the site",
+    "l1": "sum of |latent values| per token, in units of the site; atoms have norm 1",
+    "norm_ratio": "mean over tokens of |x_hat| / |x|; tokens of norm 0 are left out",
+    "breakdowns": "fvu of a group: its residual over its squared distance from the mean of all evaluated tokens",
+    "token_sides": "fvu with and without one kind of token, each about its own mean",
+    "baselines": "what no trained dictionary scores on the same tokens with as many numbers per token",
+    "gap": "fvu of held-out documents less that of training documents, each about its own mean",
     "cosine": "mean over tokens of the cosine of x and x_hat, about the origin; a zero x_hat counts as 0",
     "cosine_centred": "the same about the mean of x",
     "density": "share of tokens on which a latent is not 0; dead: on none of n_tokens; dense: on more than 0.1",
@@ -31,43 +46,6 @@ CONVENTIONS = {
     "same positions; the mean is that of the evaluated tokens",
     "interval": "percentile bootstrap over documents",
 }
-
-
-class Estimate(Record):
-    """A value, with its interval over documents where there is one (there is none for a single document).
-
-    Attributes:
-        value: Of all tokens.
-        low: Lower end of the interval.
-        high: Upper end.
-        standard_error: Standard deviation over resamples of the documents.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    standard_error: float | None = None
-
-    def __str__(self) -> str:
-        ends = "" if self.low is None else f"  [{self.low:.4g}, {self.high:.4g}]"
-        return f"{self.value:.4g}{ends}"
-
-
-def of_interval(interval: Interval) -> Estimate:
-    """The estimate an interval stands for."""
-    return Estimate(value=interval.value, low=interval.low, high=interval.high, standard_error=interval.standard_error)
-
-
-def estimate(
-    sums: DocumentSums | Tensor, statistic: Statistic, *, n_resamples: int, level: float, seed: int
-) -> Estimate:
-    """A statistic of all documents, with an interval wherever one exists."""
-    rows = sums.sums if isinstance(sums, DocumentSums) else sums
-    value = float(statistic(rows.sum(dim=0)))
-    try:
-        return of_interval(bootstrap(rows, statistic, n_resamples=n_resamples, level=level, seed=seed))
-    except UndefinedMetric:
-        return Estimate(value=value)
 
 
 class DictionaryRecord(Record):
@@ -98,6 +76,10 @@ class DensityRecord(Record):
         dead_fraction: Share of latents never seen.
         dead_bound: `3 / n_tokens`.
         dense_fraction: Share of latents in use on more than a tenth of the tokens.
+        over_1_percent: Share of latents in use on more than a hundredth of the tokens.
+        uses_over_1_percent: Share of all uses that falls on those.
+        uses_dense: Share of all uses that falls on dense latents.
+        densest: The dense latents, densest first, at most 20.
         histogram_edges: Edges in `log10` of density.
         histogram_counts: Live latents in each bin.
     """
@@ -106,6 +88,10 @@ class DensityRecord(Record):
     dead_fraction: float
     dead_bound: float
     dense_fraction: float
+    over_1_percent: float = 0.0
+    uses_over_1_percent: float = 0.0
+    uses_dense: float = 0.0
+    densest: tuple[DenseLatent, ...] = ()
     histogram_edges: list[float]
     histogram_counts: list[int]
 
@@ -128,7 +114,11 @@ class LossRecord(Record):
         added_by_mean: Loss added by mean ablation of the same positions.
         fraction_of_zero: `added / added_by_zero`; None when zero ablation adds no loss.
         fraction_of_mean: `added / added_by_mean`; None when mean ablation adds no loss.
-        kl: `KL(clean || spliced)`.
+        kl: `KL(clean || spliced)`, mean over predicted tokens.
+        kl_median: Its median over predicted tokens, by nearest rank, right to 1.1 %; None for an old record.
+        kl_p99: Its 99th percentile: divergences have a heavy tail.
+        kl_by_zero: `KL(clean || zero-ablated)`.
+        kl_by_mean: `KL(clean || mean-ablated)`.
     """
 
     n_tokens: int
@@ -140,6 +130,10 @@ class LossRecord(Record):
     fraction_of_zero: Estimate | None
     fraction_of_mean: Estimate | None
     kl: Estimate
+    kl_median: float | None = None
+    kl_p99: float | None = None
+    kl_by_zero: Estimate | None = None
+    kl_by_mean: Estimate | None = None
 
 
 class SearchRecord(Record):
@@ -205,7 +199,10 @@ class Evaluation(Record):
     n_resamples: int
     seed: int
     l0: L0Record
+    l1: Estimate | None = None
     fvu: Estimate
+    explained_variance: Estimate | None = None
+    mse: Estimate | None = None
     by_site: list[SiteRecord] | None = None
     fvu_uncentred: Estimate
     fvu_token_mean: Estimate | None
@@ -213,12 +210,20 @@ class Evaluation(Record):
     fvu_without_outliers: Estimate | None
     cosine: Estimate
     cosine_centred: Estimate
+    norm_ratio: Estimate | None = None
     density: DensityRecord
     shrinkage: Shrinkage | None
     shrinkage_centred: Shrinkage | None
     shrinkage_panel: ShrinkagePanel | None = None
     loss: LossRecord | None
     no_loss_because: str | None
+    breakdowns: tuple[BreakdownRecord, ...] = ()
+    token_sides: tuple[TokenSide, ...] = ()
+    baselines: tuple[BaselineRecord, ...] = ()
+    no_baselines_because: str | None = None
+    gap: GapRecord | None = None
+    no_gap_because: str | None = None
+    identities: tuple[IdentityRecord, ...] = ()
     notes: list[str]
     seconds: float
 

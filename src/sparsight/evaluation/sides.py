@@ -13,7 +13,8 @@ from sparsight.errors import DataError
 from sparsight.evaluation.bootstrap import DocumentSums
 from sparsight.evaluation.reading import StoredActivations, part_of, same_model, site_for
 from sparsight.evaluation.record import Estimate, SiteRecord
-from sparsight.evaluation.sums import Frame, frame_over
+from sparsight.evaluation.sums import Frame, Rows, frame_over
+from sparsight.evaluation.token_policy import TokenPolicy
 from sparsight.models import Site
 
 
@@ -63,15 +64,41 @@ class Reading:
         y = self.part.rows(self.site, block).to(device)
         return (y if self.reads is None else self.part.rows(self.reads, block).to(device)), y
 
-    def frame(self, blocks: list[slice], device: torch.device, advance: Callable[[int], None]) -> Frame:
-        """The first pass over what is to be reconstructed."""
+    def facts(self, block: slice, y: Float[Tensor, "n d"], policy: TokenPolicy, longest: float, by: list[str]) -> Rows:
+        """What is known of the tokens of a block; `by` names the labels that are needed."""
+        tokens = self.part.tokens(block)
+        labels = self.part.labels(block) if by else {}
+        kinds = policy.kinds(y, tokens.positions, longest)
+        return Rows(tokens.document_ids, tokens.positions, kinds, {name: labels[name] for name in by})
 
-        def batches() -> Iterator[Tensor]:
+    def frame(
+        self,
+        blocks: list[slice],
+        device: torch.device,
+        advance: Callable[[int], None],
+        policy: TokenPolicy | None = None,
+    ) -> Frame:
+        """The first pass over what is to be reconstructed; over it again where outlying tokens do not count.
+
+        Raises:
+            UndefinedMetric: no token counts.
+        """
+        policy = policy or TokenPolicy()
+
+        def batches(longest: float | None) -> Iterator[Tensor]:
             for block in blocks:
-                yield self.rows(block, device)[1]
+                y = self.rows(block, device)[1]
                 advance(block.stop - block.start)
+                if policy.left_out:
+                    places = self.part.tokens(block).positions
+                    kinds = policy.kinds(y, places, float("inf") if longest is None else longest)
+                    y = y[policy.counted(kinds)]
+                yield y
 
-        return frame_over(batches())
+        frame = frame_over(batches(None), policy.outlier_norm)
+        if policy.outliers:
+            return frame
+        return replace(frame_over(batches(frame.longest)), longest=frame.longest)
 
 
 def reading_of(

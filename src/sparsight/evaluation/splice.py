@@ -116,6 +116,7 @@ def measure_losses(
     limit: int | None = None,
     batch_size: int = 8,
     progress: bool = False,
+    watch: Callable[[dict[str, Tensor]], None] = lambda found: None,
 ) -> tuple[DocumentSums, dict[str, int]]:
     """Losses over the contexts of a store, summed within each document.
 
@@ -127,6 +128,7 @@ def measure_losses(
         limit: About how many tokens to use, in contexts spread evenly; all when None.
         batch_size: Contexts in one forward pass.
         progress: Show a bar on stderr.
+        watch: Sees what `replaced_losses` found, batch by batch.
     Returns:
         Sums of each document, and the column of each name (and of `"clean"`): column 0 holds the predicted tokens, a
         name's column its loss, and the one after it its `KL(clean || replaced)`.
@@ -146,6 +148,7 @@ def measure_losses(
             if due >= 1 - 1e-9:
                 due -= 1
                 found = replaced_losses(lm, batch.tokens, site, replacements)
+                watch(found)
                 ids = batch.document_ids[:, None].expand(counted[:, 1:].shape)[counted[:, 1:]]
                 terms = torch.cat([found[name].cpu() for name in names], dim=1)
                 documents.add(ids, torch.cat([torch.ones(len(terms), 1, dtype=torch.float64), terms], dim=1))

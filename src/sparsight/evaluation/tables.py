@@ -44,13 +44,49 @@ def evaluation_table(e: "Evaluation") -> str:
     table = titled(title, "measurement", "value", f"{e.level:.0%} interval", "0 is, 1 is")
     for name, value, ends, meaning in _rows(e):
         table.add_row(name, value, ends, meaning)
-    notes = [f"note: {note}" for note in e.notes]
+    notes = [f"tokens: {e.token_policy}", *(f"note: {note}" for note in e.notes)]
     if e.search is not None:
         notes.append(f"note: {e.search}")
     if e.no_loss_because:
         notes.append(f"no loss added: {e.no_loss_because}")
+    beside = [*baseline_table(e), *breakdown_tables(e), *identity_lines(e)]
     panel = [] if e.shrinkage_panel is None else panel_tables(e.shrinkage_panel)
-    return rendered(table, *notes, *panel)
+    return rendered(table, *notes, *beside, *panel)
+
+
+def baseline_table(e: "Evaluation") -> "list[Table | str]":
+    """What no trained dictionary scores on the same tokens."""
+    if not e.baselines:
+        return [] if e.no_baselines_because is None else [f"no baselines: {e.no_baselines_because}"]
+    table = titled(f"Baselines, on {e.baselines[0].n_tokens:,} tokens", "baseline", "numbers", "FVU", "loss added")
+    for b in e.baselines:
+        table.add_row(b.baseline, f"{b.l0:.3g}", str(b.fvu), "" if b.loss_added is None else str(b.loss_added))
+    return [table]
+
+
+def breakdown_tables(e: "Evaluation") -> "list[Table | str]":
+    """The tokens in groups, and the headline with and without kinds of token where that matters."""
+    parts: list[Any] = []
+    for b in e.breakdowns:
+        table = titled(f"By {b.by}", b.by, "tokens", "L0", "FVU", "of variance", "of residual")
+        for g in b.groups:
+            fvu = "undefined" if g.fvu is None else str(g.fvu)
+            shares = f"{g.share_of_variance:.1%}", f"{g.share_of_residual:.1%}"
+            table.add_row(g.group, f"{g.n_tokens:,}", f"{g.l0.value:.3g}", fvu, *shares)
+        parts.append(table)
+    return parts
+
+
+def identity_lines(e: "Evaluation") -> list[str]:
+    """How far the identities are from holding."""
+    if not e.identities:
+        return []
+    worst = max(e.identities, key=lambda i: i.residual / i.tolerance)
+    held = sum(i.holds for i in e.identities)
+    return [
+        f"identities: {held} of {len(e.identities)} hold; nearest to its tolerance: {worst.identity} "
+        f"({worst.residual:.2g}, allowed {worst.tolerance:.2g})"
+    ]
 
 
 def panel_tables(panel: "ShrinkagePanel") -> "list[Table | str]":
@@ -95,6 +131,10 @@ def _rows(e: "Evaluation") -> list[tuple[str, str, str, str]]:
 
     spread = f"median {e.l0.median}, 5 % {e.l0.p5}, 95 % {e.l0.p95}"
     rows = [line("L0", e.l0.mean, spread), line("FVU", e.fvu, "perfect, the mean")]
+    if e.explained_variance is not None:
+        rows.append(line("explained variance", e.explained_variance, "the mean, perfect"))
+    if e.gap is not None:
+        rows.append(line("FVU gap to training documents", e.gap.fvu_gap, f"trained: {e.gap.fvu_train.value:.4g}"))
     if e.n_outliers and e.fvu_without_outliers is not None:
         rows.append(line("FVU without outliers", e.fvu_without_outliers, f"{e.n_outliers} tokens left out"))
     rows.append(line("FVU uncentred", e.fvu_uncentred, "perfect, zero"))
@@ -118,6 +158,8 @@ def _rows(e: "Evaluation") -> list[tuple[str, str, str, str]]:
             line("loss added by zero ablation", e.loss.added_by_zero, "nats per token"),
             line("KL clean to spliced", e.loss.kl, "nats per token"),
         ]
+        if e.loss.kl_median is not None and e.loss.kl_p99 is not None:
+            rows.append(line("  median of tokens", f"{e.loss.kl_median:.4g}", f"99 % below {e.loss.kl_p99:.4g}"))
         if e.loss.fraction_of_mean is not None:
             rows.append(line("loss added / mean ablation", e.loss.fraction_of_mean, "perfect, the mean"))
         if e.loss.fraction_of_zero is not None:

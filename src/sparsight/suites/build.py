@@ -186,7 +186,13 @@ def _one_site(
         for member in missing:
             model = lm if s["loss_tokens"] else None
             found = evaluate(
-                of[member.folder].dictionary, store, model=model, loss_tokens=s["loss_tokens"] or None, seed=s["seed"]
+                of[member.folder].dictionary,
+                store,
+                model=model,
+                loss_tokens=s["loss_tokens"] or None,
+                gap_tokens=0,
+                baseline_tokens=0,
+                seed=s["seed"],
             )
             _write_evaluation(out, member, found)
 
