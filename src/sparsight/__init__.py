@@ -55,6 +55,11 @@ _PUBLIC = {
     "compare_coders": "sparsight.evaluation",
     "evaluate": "sparsight.evaluation",
     "recovery": "sparsight.evaluation",
+    "ablate_direction": "sparsight.intervention",
+    "add_direction": "sparsight.intervention",
+    "clamp": "sparsight.intervention",
+    "difference_in_means": "sparsight.intervention",
+    "Direction": "sparsight.intervention",
     "top_contexts": "sparsight.interpretation",
     "write_report": "sparsight.interpretation",
     "suite": "sparsight.suites",
@@ -121,6 +126,11 @@ if TYPE_CHECKING:
     from sparsight.formats import load_dictionary as load_dictionary
     from sparsight.interpretation import top_contexts as top_contexts
     from sparsight.interpretation import write_report as write_report
+    from sparsight.intervention import Direction as Direction
+    from sparsight.intervention import ablate_direction as ablate_direction
+    from sparsight.intervention import add_direction as add_direction
+    from sparsight.intervention import clamp as clamp
+    from sparsight.intervention import difference_in_means as difference_in_means
     from sparsight.models import LanguageModel as LanguageModel
     from sparsight.models import Site as Site
     from sparsight.models import Tokens as Tokens

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -14,6 +16,57 @@ from sparsight.models.site import Site, describe_sites
 
 Edit = Callable[[Tensor], Tensor]
 """From a site's activations `[b, t, d]` to what stands in their place, of the same shape and dtype."""
+
+Positions = Int64[Tensor, "b t"]
+"""Of each token of a pass, how many real tokens of its row stand before it: the same on whichever side rows are padded,
+and in a pass that reads one new token behind a cache."""
+
+
+class NotFinite(ValueError):
+    """An edit made NaN or infinity of finite activations; `generate` adds the step at which it did."""
+
+
+def apply_edit(edit: Edit, x: Float[Tensor, "b t d"], positions: Positions) -> Any:
+    """What an edit makes of activations.
+
+    An edit may be a plain function of them. One that asks where tokens stand has a method `at(x, positions)` as well.
+    """
+    placed = getattr(edit, "at", None)
+    return edit(x) if placed is None else placed(x, positions)
+
+
+def is_per_token(edit: Edit) -> bool:
+    """Whether an edit says, by an attribute `per_token`, that it sees each token alone, so that a cache may be kept."""
+    return bool(getattr(edit, "per_token", False))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Several edits of one site, one after the other."""
+
+    edits: tuple[Edit, ...]
+
+    @property
+    def per_token(self) -> bool:
+        return all(is_per_token(edit) for edit in self.edits)
+
+    def __call__(self, x: Float[Tensor, "b t d"]) -> Any:
+        return self.at(x, torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]))
+
+    def at(self, x: Float[Tensor, "b t d"], positions: Positions) -> Any:
+        for edit in self.edits:
+            x = apply_edit(edit, x, positions)
+        return x
+
+
+def chained(maps: Sequence[Mapping[Site, Edit]]) -> dict[Site, Edit]:
+    """Edits of several maps as one: where a site has several, the earlier map's come first."""
+    at_site: dict[Site, list[Edit]] = {}
+    for edits in maps:
+        for site, edit in edits.items():
+            at_site.setdefault(site, []).append(edit)
+    return {site: found[0] if len(found) == 1 else Chain(tuple(found)) for site, found in at_site.items()}
+
 
 _Action = Callable[[Tensor], Tensor]
 
@@ -49,6 +102,7 @@ class ForwardPass:
         self._fired |= {("edit", site): 0 for site in edits}
         self._bases: dict[Site, Tensor] = {}
         self._batch = (0, 0)
+        self._positions: Tensor = torch.zeros(0, 0, dtype=torch.int64)
         self._actions: dict[Gate, list[_Action]] = {}
         for site in sorted({*reads, *edits}):
             place = places[site]
@@ -67,7 +121,7 @@ class ForwardPass:
 
     def _edit(self, site: Site, edit: Edit, value: Tensor) -> Tensor:
         self._count("edit", site)
-        return _checked(site, value, edit(value))
+        return _checked(site, value, apply_edit(edit, value, self._positions))
 
     def _keep_base(self, site: Site, value: Tensor) -> Tensor:
         self._bases[site] = value
@@ -76,7 +130,7 @@ class ForwardPass:
     def _edit_sum(self, site: Site, edit: Edit, branch: Tensor) -> Tensor:
         self._count("edit", site)
         stream = branch + self._bases.pop(site)
-        edited = _checked(site, stream, edit(stream))
+        edited = _checked(site, stream, apply_edit(edit, stream, self._positions))
         return branch if edited is stream else branch + (edited - stream)
 
     def _read(self, site: Site, value: Tensor) -> Tensor:
@@ -96,15 +150,16 @@ class ForwardPass:
         return all(self._fired.values())
 
     @contextmanager
-    def hooked(self, ids: Int64[Tensor, "b t"]) -> Iterator[None]:
-        """Run the model once on `ids` inside this: hooks stand for as long, and are gone whatever happens.
+    def hooked(self, positions: Positions) -> Iterator[None]:
+        """Run the model once on tokens at these positions inside this: hooks are gone afterwards, whatever happens.
 
         Raises:
             ModelError: the pass ended, and a site was never computed.
-            ValueError: an edit returned something of another shape or dtype.
+            ValueError: an edit returned something of another shape or dtype, or NaN where none was.
         """
         handles = []
-        self._batch = (ids.shape[0], ids.shape[1])
+        self._batch = (positions.shape[0], positions.shape[1])
+        self._positions = positions
         try:
             for gate, actions in self._actions.items():
                 handles.append(self._hook(gate, actions))
@@ -159,4 +214,11 @@ def _checked(site: Site, before: Tensor, after: Any) -> Tensor:
     if after.shape != before.shape or after.dtype != before.dtype or after.device != before.device:
         wanted, got = (f"{list(t.shape)} {t.dtype} on {t.device}" for t in (before, after))
         raise ValueError(f"the edit at {site} must return {wanted}, got {got}; keep the shape, and cast with .to(x)")
+    if after is not before and not bool(torch.isfinite(after).all()):
+        spoilt = ~torch.isfinite(after) & torch.isfinite(before)  # padding may hold anything, and keep it
+        if bool(spoilt.any()):
+            n = int(spoilt.any(dim=-1).sum())
+            raise NotFinite(
+                f"the edit at {site} made NaN or infinity of finite activations at {n} tokens; lower its dose"
+            )
     return after

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from sparsight.models.forward_pass import NotFinite
 from sparsight.models.tokens import Tokens
 
 NextLogits = Callable[[Tokens], Tensor]
@@ -49,7 +50,11 @@ def generate(
     ends = torch.tensor(end_ids, dtype=torch.int64, device=lengths.device)
     live = torch.ones(n, dtype=torch.bool, device=lengths.device)
     for step in range(max_new_tokens):
-        chosen = choose(next_logits(so_far), temperature, drawn[:, step])
+        try:
+            logits = next_logits(so_far)
+        except NotFinite as error:
+            raise NotFinite(f"{error} (at step {step} of the generation)") from error
+        chosen = choose(logits, temperature, drawn[:, step])
         ended = torch.isin(chosen, ends)
         so_far = _append(so_far, chosen, live, special=ended, pad_id=pad_id)
         live = live & ~ended

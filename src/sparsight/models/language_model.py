@@ -1,7 +1,8 @@
 """A Hugging Face model whose activations are read and edited at sites."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -11,13 +12,18 @@ from torch import Tensor
 
 from sparsight.errors import ModelError
 from sparsight.models.families import input_width, known_family, places
-from sparsight.models.forward_pass import Edit, ForwardPass
+from sparsight.models.forward_pass import Edit, ForwardPass, chained, is_per_token
 from sparsight.models.generation import Cached, NextLogits, generate
 from sparsight.models.generic import generic_family
 from sparsight.models.prediction import mean_loss, next_token_loss, predicted
 from sparsight.models.site import Site, describe_sites
 from sparsight.models.tokenization import padding_id, tokenize, tokens_to_strings
 from sparsight.models.tokens import Tokens
+
+
+def _positions(tokens: Tokens) -> Int64[Tensor, "b t"]:
+    """Real tokens before each token of its row."""
+    return (tokens.mask.long().cumsum(dim=1) - 1).clamp_min(0)
 
 
 class LanguageModel:
@@ -55,6 +61,7 @@ class LanguageModel:
         self._places = places(self._family, self._base, config)
         self._first_position = self._family.first_position(config)
         self._arguments = set(inspect.signature(self.model.forward).parameters)
+        self._standing: tuple[Mapping[Site, Edit], ...] = ()
 
     @property
     def family(self) -> str:
@@ -131,6 +138,24 @@ class LanguageModel:
         """One readable string for each token id."""
         return tokens_to_strings(self.tokenizer, ids)
 
+    @contextmanager
+    def edited(self, edits: Mapping[Site, Edit]) -> Iterator["LanguageModel"]:
+        """Let edits stand for every pass made inside this: reads, logits, losses and generation.
+
+        They come before the edits given to a call, and inner ones after outer ones. Calls of the Hugging Face model
+        itself are not edited.
+
+        Raises:
+            ModelError: a site is unknown.
+        """
+        self._check_sites(list(edits))
+        before = self._standing
+        self._standing = (*before, edits)
+        try:
+            yield self
+        finally:
+            self._standing = before
+
     def activations(
         self, tokens: Tokens, sites: Sequence[Site], *, edits: Mapping[Site, Edit] | None = None
     ) -> dict[Site, Float[Tensor, "b t d"]]:
@@ -152,7 +177,7 @@ class LanguageModel:
             raise ValueError("expected at least one site to read, got none")
         forward_pass = self._pass(sites, edits, stop=True)
         inputs = self._inputs(tokens)
-        with forward_pass.hooked(inputs["input_ids"]):
+        with forward_pass.hooked(_positions(tokens.to(self.device))):
             self.model(**inputs)
         return {site: forward_pass.reads[site] for site in sites}
 
@@ -165,7 +190,7 @@ class LanguageModel:
         """
         self._check_causal("logits")
         inputs = self._inputs(tokens)
-        with self._pass([], edits, stop=False).hooked(inputs["input_ids"]):
+        with self._pass([], edits, stop=False).hooked(_positions(tokens.to(self.device))):
             logits: Tensor = self.model(**inputs).logits
         return logits
 
@@ -212,7 +237,8 @@ class LanguageModel:
         With edits, each token is chosen from `logits(tokens so far, edits=edits)`: at every step an edit sees whole
         sequences `[b, t, d]`, as everywhere else. That reads everything again for each token. `edits_per_token=True`
         promises that edits treat each token by itself, whatever its place; then keys and values are kept, an edit sees
-        the prompts once (padded on the left) and then one token `[b, 1, d]` at a time, and the result is the same.
+        the prompts once (padded on the left) and then one token `[b, 1, d]` at a time, and the result is the same. The
+        edits of `sparsight.intervention` say so themselves, and are told where the tokens stand.
 
         Args:
             tokens: Prompts of any lengths.
@@ -243,7 +269,9 @@ class LanguageModel:
         tokens = tokens.to(self.device)
         self._check_tokens(tokens)
         next_logits: NextLogits = partial(self._next_logits, edits)
-        if (edits_per_token or not edits) and "past_key_values" in self._arguments:
+        standing = all(is_per_token(edit) for edits_ in self._standing for edit in edits_.values())
+        alone = edits_per_token or all(is_per_token(edit) for edit in (edits or {}).values())
+        if standing and alone and "past_key_values" in self._arguments:
             next_logits = Cached(partial(self._forward, edits))
         return generate(
             tokens,
@@ -261,16 +289,16 @@ class LanguageModel:
         return self._unembed(hidden[torch.arange(len(tokens), device=hidden.device), last])
 
     def _forward(self, edits: Mapping[Site, Edit] | None, **inputs: Any) -> Any:
-        inputs = self._taken(inputs)
-        with self._pass([], edits, stop=False).hooked(inputs["input_ids"]):
-            return self.model(**inputs)
+        positions = inputs["position_ids"]
+        with self._pass([], edits, stop=False).hooked(positions):
+            return self.model(**self._taken(inputs))
 
     def _final_hidden(self, tokens: Tokens, edits: Mapping[Site, Edit] | None) -> Float[Tensor, "b t d"]:
         """What the head takes in: the last residual stream, after the final norm; of a generic model its logits."""
         if self._is_generic:
             return self.logits(tokens, edits=edits)
         inputs = self._inputs(tokens)
-        with self._pass([], edits, stop=False).hooked(inputs["input_ids"]):
+        with self._pass([], edits, stop=False).hooked(_positions(tokens.to(self.device))):
             hidden: Tensor = self._base(**inputs).last_hidden_state
         return hidden
 
@@ -291,7 +319,7 @@ class LanguageModel:
         return [] if end is None else list(end) if isinstance(end, list) else [int(end)]
 
     def _pass(self, sites: Sequence[Site], edits: Mapping[Site, Edit] | None, *, stop: bool) -> ForwardPass:
-        edits = edits or {}
+        edits = chained([*self._standing, edits or {}])
         self._check_sites([*sites, *edits])
         return ForwardPass(self._places, sites, edits, stop=stop)
 

@@ -1,0 +1,56 @@
+"""Acting on representations: edits at sites, directions, steering, mediation, latent perturbation search."""
+
+from sparsight.intervention.behaviour import NextToken, behaviour_scores, last_logits, mean_kl, rate
+from sparsight.intervention.difference import (
+    activations_at,
+    difference_in_means,
+    leace_direction,
+    logistic_direction,
+    top_latents,
+)
+from sparsight.intervention.direction import Direction, orthonormal
+from sparsight.intervention.direction_edits import (
+    Gate,
+    ablate_direction,
+    ablate_subspace,
+    add_direction,
+    project,
+    replace,
+    swap_coordinates,
+    write_sites,
+)
+from sparsight.intervention.edits import Edits, TokenEdit
+from sparsight.intervention.latent_edits import clamp
+from sparsight.intervention.positions import last_tokens
+from sparsight.intervention.selection import Selection, select_direction
+from sparsight.intervention.weights import orthogonalized
+
+__all__ = [
+    "Direction",
+    "Edits",
+    "Gate",
+    "NextToken",
+    "Selection",
+    "TokenEdit",
+    "ablate_direction",
+    "ablate_subspace",
+    "activations_at",
+    "add_direction",
+    "behaviour_scores",
+    "clamp",
+    "difference_in_means",
+    "last_logits",
+    "last_tokens",
+    "leace_direction",
+    "logistic_direction",
+    "mean_kl",
+    "orthogonalized",
+    "orthonormal",
+    "project",
+    "rate",
+    "replace",
+    "select_direction",
+    "swap_coordinates",
+    "top_latents",
+    "write_sites",
+]
