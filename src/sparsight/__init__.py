@@ -60,6 +60,7 @@ _PUBLIC = {
     "clamp": "sparsight.intervention",
     "difference_in_means": "sparsight.intervention",
     "Direction": "sparsight.intervention",
+    "elicit": "sparsight.intervention",
     "top_contexts": "sparsight.interpretation",
     "write_report": "sparsight.interpretation",
     "suite": "sparsight.suites",
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from sparsight.intervention import add_direction as add_direction
     from sparsight.intervention import clamp as clamp
     from sparsight.intervention import difference_in_means as difference_in_means
+    from sparsight.intervention import elicit as elicit
     from sparsight.models import LanguageModel as LanguageModel
     from sparsight.models import Site as Site
     from sparsight.models import Tokens as Tokens

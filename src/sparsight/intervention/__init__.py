@@ -20,6 +20,7 @@ from sparsight.intervention.direction_edits import (
     write_sites,
 )
 from sparsight.intervention.edits import Edits, TokenEdit
+from sparsight.intervention.elicit import Elicited, Reach, Search, elicit, find_adapters, find_vectors
 from sparsight.intervention.latent_edits import clamp
 from sparsight.intervention.positions import last_tokens
 from sparsight.intervention.selection import Selection, select_direction
@@ -28,8 +29,11 @@ from sparsight.intervention.weights import orthogonalized
 __all__ = [
     "Direction",
     "Edits",
+    "Elicited",
     "Gate",
     "NextToken",
+    "Reach",
+    "Search",
     "Selection",
     "TokenEdit",
     "ablate_direction",
@@ -39,6 +43,9 @@ __all__ = [
     "behaviour_scores",
     "clamp",
     "difference_in_means",
+    "elicit",
+    "find_adapters",
+    "find_vectors",
     "last_logits",
     "last_tokens",
     "leace_direction",

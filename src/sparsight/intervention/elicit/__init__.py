@@ -1,0 +1,18 @@
+"""Latent perturbation search: what at one site changes another site most, and what it makes a model do."""
+
+from sparsight.intervention.elicit.reach import Reach
+from sparsight.intervention.elicit.record import Elicited, FoundVector, RadiusPoint
+from sparsight.intervention.elicit.run import elicit
+from sparsight.intervention.elicit.search import Search, find_adapters, find_vectors, first_singular_vectors
+
+__all__ = [
+    "Elicited",
+    "FoundVector",
+    "RadiusPoint",
+    "Reach",
+    "Search",
+    "elicit",
+    "find_adapters",
+    "find_vectors",
+    "first_singular_vectors",
+]

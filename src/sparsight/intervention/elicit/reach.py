@@ -1,0 +1,144 @@
+"""How far perturbations at one site move another: the objective of the search, for many perturbations at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparsight.models import LanguageModel, Site, Tokens
+
+Run: TypeAlias = Callable[[Tensor], Tensor]
+"""From perturbations `[v, d]` to the target's activations `[v, prompts, tokens, d_target]`."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """Exponents of the objective: `sum_prompts ( sum_tokens |Z - Z0|^p )^(1/q)`.
+
+    Attributes:
+        p: How much the tokens that move most count: 2 adds up energy, large values take the one that moves furthest.
+        q: 1 weighs prompts by their power sums, `q = p` by their norms. With one prompt it changes no optimum.
+    """
+
+    p: float | int = 2
+    q: float | int = 2
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.p < float("inf") or not 1 <= self.q < float("inf"):
+            raise ValueError(
+                f"expected p >= 2 (below, nothing moved has no gradient) and q >= 1, got p={self.p} and q={self.q}"
+            )
+
+    def __call__(
+        self, moved: Float[Tensor, "v prompts t d"], counted: Bool[Tensor, "prompts t"]
+    ) -> Float[Tensor, " v"]:
+        """The objective of every perturbation; the norm is taken over the width of each token."""
+        per_token = moved.square().sum(dim=-1).pow(self.p / 2) * counted
+        per_prompt = per_token.sum(dim=-1)
+        # Where nothing moved, the root has an infinite slope and 0 is what is meant.
+        safe = torch.where(per_prompt > 0, per_prompt, torch.ones_like(per_prompt))
+        return torch.where(per_prompt > 0, safe.pow(1 / self.q), torch.zeros_like(per_prompt)).sum(dim=-1)
+
+
+class Reach:
+    """What perturbations added at a source site do to a target site of a model, on some prompts.
+
+    Attributes:
+        lm, tokens, source, target: The model, the prompts, and the two sites.
+        counted: Tokens of the target that count.
+        unperturbed: The target's activations without a perturbation.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        tokens: Tokens,
+        source: Site | str,
+        target: Site | str,
+        *,
+        power: Power | None = None,
+        last: int | None = None,
+        batch_rows: int = 512,
+    ) -> None:
+        """Read the target once without a perturbation.
+
+        Args:
+            lm: The model; nothing of it is written to.
+            tokens: Prompts.
+            source: Where perturbations are added, at every token but special ones.
+            target: Where their effect is measured; it must be computed later.
+            power: Exponents; p = q = 2 when None.
+            last: Count only so many of the last tokens of each prompt; all but special ones when None.
+            batch_rows: Most sequences in one pass.
+        Raises:
+            ValueError: the target is not behind the source, or no token counts.
+            ModelError: a site is unknown.
+        """
+        self.lm, self.tokens = lm, tokens.to(lm.device)
+        self.source, self.target = Site.parse(source), Site.parse(target)
+        lm.width(self.source), lm.width(self.target)
+        if self.target <= self.source:
+            raise ValueError(
+                f"the target must be computed after the source, got source {self.source} and target {self.target}"
+            )
+        self.power, self.batch_rows = power or Power(), batch_rows
+        self.counted = self.tokens.counted
+        if last is not None:
+            from_end = self.counted.long().flip(1).cumsum(dim=1).flip(1)
+            self.counted = self.counted & (from_end <= last)
+        if not bool(self.counted.any()):
+            raise ValueError(f"no token counts (last={last}); give prompts with text, and last of at least 1")
+        with torch.no_grad():
+            self.unperturbed = lm.activations(self.tokens, [self.target])[self.target]
+
+    @property
+    def d(self) -> int:
+        """Width of perturbations."""
+        return self.lm.width(self.source)
+
+    def edit(self, theta: Float[Tensor, "v d"]) -> Callable[[Tensor], Tensor]:
+        """Adds perturbation `i` to the `i`-th block of rows, at every token but special ones and padding."""
+        return partial(_added, theta, self.tokens.counted)
+
+    def __call__(self, theta: Float[Tensor, "v d"]) -> Float[Tensor, " v"]:
+        """The objective of each perturbation, differentiable."""
+        return self.of_edits(theta, self.edit)
+
+    def of_edits(self, parts: Tensor, edit: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> Float[Tensor, " v"]:
+        """The objective of each of several edits of the source, given by one row of `parts` each."""
+        step = max(1, self.batch_rows // len(self.tokens))
+        return torch.cat([self._measured(edit(chunk), len(chunk)) for chunk in torch.split(parts, step)])
+
+    def _measured(self, edit: Callable[[Tensor], Tensor], n: int) -> Float[Tensor, " v"]:
+        z = self.lm.activations(self.repeated(n), [self.target], edits={self.source: edit})[self.target]
+        moved = z.view(n, *self.unperturbed.shape) - self.unperturbed
+        return self.power(moved, self.counted)
+
+    def repeated(self, n: int) -> Tokens:
+        """The prompts `n` times over, one block for each perturbation."""
+        ids, mask, special = (part.repeat(n, 1) for part in (self.tokens.ids, self.tokens.mask, self.tokens.special))
+        return Tokens(ids, mask, special)
+
+    @torch.no_grad()
+    def kl(self, theta: Float[Tensor, "v d"]) -> Float[Tensor, " v"]:
+        """Mean divergence of each perturbation's next-token distribution from the model's own, after each prompt."""
+        from sparsight.intervention.behaviour import last_logits
+
+        clean = last_logits(self.lm, self.tokens).double().log_softmax(dim=-1)
+        found = []
+        for chunk in torch.split(theta, max(1, self.batch_rows // len(self.tokens))):
+            logits = last_logits(self.lm, self.repeated(len(chunk)), {self.source: self.edit(chunk)})
+            edited = logits.double().log_softmax(dim=-1).view(len(chunk), *clean.shape)
+            found.append((clean.exp() * (clean - edited)).sum(dim=-1).mean(dim=-1).clamp_min(0))
+        return torch.cat(found)
+
+
+def _added(
+    theta: Float[Tensor, "v d"], text: Bool[Tensor, "prompts t"], x: Float[Tensor, "rows t d"]
+) -> Float[Tensor, "rows t d"]:
+    blocks = x.view(len(theta), -1, *x.shape[1:])
+    return (blocks + theta[:, None, None, :].to(x) * text[None, :, :, None]).view_as(x)
