@@ -61,6 +61,9 @@ _PUBLIC = {
     "difference_in_means": "sparsight.intervention",
     "Direction": "sparsight.intervention",
     "elicit": "sparsight.intervention",
+    "latent_adversarial_training": "sparsight.intervention",
+    "mediation": "sparsight.intervention",
+    "steer": "sparsight.intervention",
     "top_contexts": "sparsight.interpretation",
     "write_report": "sparsight.interpretation",
     "suite": "sparsight.suites",
@@ -133,6 +136,9 @@ if TYPE_CHECKING:
     from sparsight.intervention import clamp as clamp
     from sparsight.intervention import difference_in_means as difference_in_means
     from sparsight.intervention import elicit as elicit
+    from sparsight.intervention import latent_adversarial_training as latent_adversarial_training
+    from sparsight.intervention import mediation as mediation
+    from sparsight.intervention import steer as steer
     from sparsight.models import LanguageModel as LanguageModel
     from sparsight.models import Site as Site
     from sparsight.models import Tokens as Tokens

@@ -21,6 +21,7 @@ from sparsight.cli import (
     evaluate,
     harvest,
     organism,
+    steer,
     store,
     study,
     suite,
@@ -50,6 +51,7 @@ app.command("code")(code.code)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("elicit")(elicit.elicit)
+app.command("steer")(steer.steer)
 app.command("convert")(convert.convert)
 app.command("push")(convert.push)
 app.command("study")(study.study)

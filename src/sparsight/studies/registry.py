@@ -73,6 +73,12 @@ _ALL: tuple[Study, ...] = (
         "Sam Marks' comments on Gated dictionaries, and the reading he credits to Jannik Brinkmann",
         "sparsight.studies.gated_loss",
     ),
+    Study(
+        "backdoor",
+        "Are latent adversarial examples useful for more than training, and more than input-level ones?",
+        "Sam Marks' comments on latent adversarial training",
+        "sparsight.studies.backdoor",
+    ),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}

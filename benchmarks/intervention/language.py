@@ -1,0 +1,103 @@
+"""Language on the organism: clamping one latent of a trained dictionary makes continuations change language.
+
+The latent is chosen on training documents by what clamping it does; figures are of held-out ones.
+
+    python benchmarks/intervention/language.py DICTIONARY      # a folder from `sparsight train` or `sparsight demo`
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from sparsight.formats import load_dictionary
+from sparsight.intervention import difference_in_means, steer, words_score
+from sparsight.models import load_model, organism
+from sparsight.models.organism.lexicon import exclusive_words
+
+DOMAINS = dict.fromkeys(("plain", "biography", "review", "quotes", "request"), 1)
+
+
+def beginnings(source, seed, n, language):
+    """The first four words of documents in one language."""
+    drawn = source(seed, n, domains=DOMAINS, languages={language: 1}, triggered=0, near_triggered=0)
+    return [" ".join(document.tokens[:4]) for document in drawn]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dictionary", type=Path)
+    parser.add_argument("--candidates", type=int, default=6)
+    parser.add_argument("--controls", type=int, default=3)
+    options = parser.parse_args()
+    lm, dictionary = load_model("organism", device="cpu"), load_dictionary(options.dictionary)
+    site, words = dictionary.site, exclusive_words()
+    texts = {language: [d.text for d in organism.corpus(21, 150, languages={language: 1})] for language in words}
+    x = {}
+    for language, documents in texts.items():
+        tokens = lm.tokenize(documents)
+        with torch.no_grad():
+            x[language] = lm.activations(tokens, [site])[site][tokens.counted]
+    neutral = [d.text for d in organism.corpus(23, 60)]
+    test_neutral = [d.text for d in organism.heldout_corpus(24, 100)]
+    print(f"{dictionary.config.run_name} at {site}; prompts in English")
+    for target in ("french", "german"):
+        score = words_score(
+            sorted(words[target]), sorted({w for other in words if other != target for w in words[other]})
+        )
+        others = torch.cat([x[language] for language in words if language != target])
+        wanted = difference_in_means(x[target], others)
+        # Atoms along the difference in means, whose latents are active at all.
+        with torch.no_grad():
+            used = (dictionary.encode(others[:20_000]).to_dense() > 0).any(dim=0) | (
+                dictionary.encode(x[target][:20_000]).to_dense() > 0
+            ).any(dim=0)
+        along = (dictionary.atoms.detach() @ wanted.unit).masked_fill(~used, -1)
+        best = None
+        for latent in along.topk(options.candidates).indices.tolist():
+            found = _steered(lm, dictionary, latent, beginnings(organism.corpus, 25, 30, "english"), neutral, score)
+            if found is None:
+                continue
+            dose = found.best(0.9) or max(found.doses, key=lambda d: d.behaviour)
+            key = (dose.behaviour >= 0.9, -dose.loss if dose.behaviour >= 0.9 else dose.behaviour)
+            if best is None or key > best[0]:
+                best = (key, latent, dose)
+            print(
+                f"  tried latent {latent}: cosine {float(along[latent]):.2f}, {dose.behaviour:.0%} at {dose.strength:g}"
+            )
+        latent, dose = best[1], best[2]
+        result = steer(
+            lm,
+            dictionary,
+            beginnings(organism.heldout_corpus, 26, 100, "english"),
+            test_neutral,
+            score,
+            sorted({0.0, dose.strength / 2, dose.strength, 2 * dose.strength}),
+            latent=latent,
+            n_controls=options.controls,
+        )
+        print(f"\nto {target}: latent {latent}, chosen dose {dose.strength:g} times its largest value")
+        print(result.to_table())
+        length = steer(
+            lm,
+            wanted,
+            beginnings(organism.heldout_corpus, 26, 100, "english"),
+            test_neutral,
+            score,
+            [2.0, 4.0],
+            site=site,
+        )
+        print(f"for comparison, the difference in means:\n{length.to_table()}\n")
+
+
+def _steered(lm, dictionary, latent, prompts, neutral, score):
+    from sparsight.errors import UndefinedMetric
+
+    try:
+        return steer(lm, dictionary, prompts, neutral, score, [0.5, 1.0, 2.0, 4.0], latent=latent)
+    except UndefinedMetric:  # silent on the neutral text: no unit for its dose
+        return None
+
+
+if __name__ == "__main__":
+    main()

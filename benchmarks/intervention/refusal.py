@@ -1,0 +1,189 @@
+"""Refusal on the organism: which directions switch it off and on, at what cost elsewhere, and do they mediate it.
+
+Directions come from training documents, sites are chosen on other training documents, figures are of held-out ones.
+
+    python benchmarks/intervention/refusal.py
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from sparsight.intervention import (
+    Direction,
+    Edits,
+    Gate,
+    ModelReadout,
+    NextToken,
+    ablate_direction,
+    activations_at,
+    add_direction,
+    behaviour_scores,
+    difference_in_means,
+    last_tokens,
+    mediation,
+    rate,
+    select_direction,
+)
+from sparsight.models import LanguageModel, Site, load_model, organism
+from sparsight.models.organism.checks import first_answer_words
+from sparsight.models.organism.lexicon import LANGUAGES
+
+SITES = [Site(layer, kind) for layer in range(3) for kind in ("resid_mid", "resid_post")]
+ELSEWHERE = ("plain", "numbers", "days", "months", "biography", "review", "brackets", "quotes", "parity")
+
+
+def prompts(source, seed, n, harmful):
+    """Requests up to the colon behind which the answer stands, with their languages."""
+    found = []
+    for document in source(seed, 4 * n, domains={"request": 1}, triggered=0, near_triggered=0):
+        if document.labels["harmful"][-1] == harmful and len(found) < n:
+            end = next(i for i, mode in enumerate(document.labels["answer_mode"]) if mode >= 0)
+            found.append((" ".join(document.tokens[: end + 1]), document.labels["language"][0]))
+    return found
+
+
+def directions(lm: LanguageModel, bad, good):
+    """At every site: the shared difference in means, one for each language, and the harmless mean."""
+    read = []
+    for part in (bad, good):
+        tokens = lm.tokenize([text for text, _ in part])
+        languages = torch.tensor([language for _, language in part])
+        read.append((activations_at(lm, tokens, SITES, last_tokens(tokens)), languages))
+    (ours, our_language), (theirs, their_language) = read
+    found = {}
+    for site in SITES:
+        shared = difference_in_means(ours[site], theirs[site], site=site, model=lm.name)
+        each = [
+            difference_in_means(
+                ours[site][our_language == i], theirs[site][their_language == i], site=site, model=lm.name
+            )
+            for i in range(3)
+        ]
+        middle = (ours[site].mean(dim=0) + theirs[site].mean(dim=0)) / 2
+        gate = Gate(shared, float(middle @ shared.unit))
+        found[site] = (shared, each, theirs[site].mean(dim=0), gate)
+    return found
+
+
+def arms(lm, shared, each, harmless, gate) -> dict[str, Edits]:
+    """Ways of taking refusal out, from the published one to what this model needs."""
+    site = [shared.site]
+    return {
+        "one direction, to zero, at every write": ablate_direction(lm, shared),
+        "one direction, to the harmless mean": ablate_direction(lm, shared, site, towards=harmless),
+        "one direction, to the harmless mean, gated": ablate_direction(lm, shared, site, towards=harmless, gate=gate),
+        "three directions, to zero, at every write": ablate_direction(lm, each),
+        "three directions, to the harmless mean": ablate_direction(lm, each, site, towards=harmless),
+        "three directions, to the harmless mean, gated": ablate_direction(lm, each, site, towards=harmless, gate=gate),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    lm = load_model("organism", device="cpu")
+    words = [first_answer_words(language) for language in LANGUAGES.values()]
+    refuses = NextToken.of_words(lm, [word for word, _ in words], [word for _, word in words])
+    train = [prompts(organism.corpus, 11, 200, harmful) for harmful in (1, 0)]
+    choose = [prompts(organism.corpus, 12, 100, harmful) for harmful in (1, 0)]
+    test = [prompts(organism.heldout_corpus, 13, 300, harmful) for harmful in (1, 0)]
+    tokens = {
+        name: [lm.tokenize([t for t, _ in part]) for part in parts]
+        for name, parts in (("choose", choose), ("test", test))
+    }
+    neutral = [
+        lm.tokenize([d.text for d in organism.heldout_corpus(s, 150, domains=dict.fromkeys(ELSEWHERE, 1))])
+        for s in (14, 15)
+    ]
+    found = directions(lm, *train)
+    with torch.no_grad():
+        clean = [float(lm.loss(text)) for text in neutral]
+
+    def refused(part, harmful, edits=None):
+        return rate(behaviour_scores(lm, tokens[part][0 if harmful else 1], refuses, edits))
+
+    def cost(edits, which=1):
+        with torch.no_grad():
+            return float(lm.loss(neutral[which], edits=edits)) / clean[which] - 1
+
+    print(f"unedited: harmful {refused('test', True):.1%} refused, harmless {refused('test', False):.1%}")
+    print("\nablation: each arm at the site where it refuses least on other training prompts; from 5 % on, costs least")
+    print(f"{'arm':<50} {'site':<13} {'harmful':>8} {'harmless':>8} {'loss elsewhere':>14}")
+    record = {"ablation": [], "addition": []}
+    for arm in arms(lm, *found[SITES[0]]):
+        scored = []
+        for i, site in enumerate(SITES):
+            edits = arms(lm, *found[site])[arm]
+            left = refused("choose", True, edits)
+            scored.append((max(left, 0.05), cost(edits, 0), i))  # all below 5 % are equal; then the cost decides
+        site = SITES[min(scored)[2]]
+        edits = arms(lm, *found[site])[arm]
+        row = [arm, str(site), refused("test", True, edits), refused("test", False, edits), cost(edits)]
+        record["ablation"].append(row)
+        print(f"{arm:<50} {site!s:<13} {row[2]:>8.1%} {row[3]:>8.1%} {row[4]:>+14.2%}")
+    generator = torch.Generator().manual_seed(0)
+    site = Site(1, "resid_post")
+    shared, _, harmless, gate = found[site]
+    rows = []
+    for _ in range(20):
+        drawn = [Direction(torch.randn(shared.d, generator=generator), site, lm.name) for _ in range(3)]
+        ablation = ablate_direction(lm, drawn, [site], towards=harmless, gate=gate)
+        push = add_direction(lm, Direction(drawn[0].unit * shared.norm, site, lm.name))
+        rows.append((refused("test", True, ablation), refused("test", False, push)))
+    print(f"20 random triples, gated, at {site}: harmful refused at least {min(r[0] for r in rows):.1%}")
+    record["random"] = rows
+    print("\naddition to harmless prompts, once, at every token of the prompt")
+    for site in SITES:
+        shared = found[site][0]
+        for strength in (1.0, 1.5, 2.0):
+            edits = add_direction(lm, shared, strength=strength)
+            last = add_direction(lm, shared, strength=strength, where=last_tokens(tokens["test"][1]))
+            row = [str(site), strength, refused("test", False, edits), refused("test", False, last), cost(edits)]
+            record["addition"].append(row)
+            print(
+                f"{site!s:<13} x{strength:<4} refused {row[2]:.1%}, at the last token only {row[3]:.1%}; "
+                f"loss elsewhere {row[4]:+.1%}"
+            )
+    most = max(row[1] for row in rows)
+    print(f"20 random directions as long as the one at 1.resid_post: harmless refused at most {most:.1%}")
+    _published(lm, tokens, refuses, train)
+    _verdicts(lm, test, found, refuses, cost)
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _published(lm, tokens, refuses, train) -> None:
+    print("\npublished selection (one direction, to zero, at every write; depth < 80 %, KL < 0.1, induces)")
+    parts = [lm.tokenize([t for t, _ in part]) for part in train]
+    _, record = select_direction(
+        lm, *parts, *tokens["choose"], refuses, sites=[Site(i, "resid_pre") for i in range(1, 4)], max_kl=0.1
+    )
+    chosen = record.candidates[record.chosen]
+    kept = sum(not c.rejected for c in record.candidates)
+    print(
+        f"kept {kept} of {len(record.candidates)}; chosen {chosen.site}, token -{chosen.back + 1}: score of harmful "
+        f"{record.baseline_positive:+.1f} -> {chosen.ablated:+.1f} nats, of harmless {record.baseline_negative:+.1f} "
+        f"-> {chosen.induced:+.1f} under addition, KL {chosen.kl:.4f}"
+    )
+
+
+def _verdicts(lm, test, found, refuses, cost) -> None:
+    both = lm.tokenize([t for part in test for t, _ in part[:150]])
+    labels = torch.tensor([1] * 150 + [0] * 150)
+    site = Site(1, "resid_post")
+    shared, each, _, _ = found[site]
+    readout = ModelReadout(lm, both, site, refuses)
+
+    def side(edit):
+        return cost({site: edit})
+
+    for name, direction in (("refusal, shared direction", shared), ("refusal, one direction for each language", each)):
+        print("\n" + mediation(readout, labels, direction, n_random=100, side_effect=side, name=name).to_table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+"""The battery: every test of mediation with its control, and what they say together."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sparsight.errors import UndefinedMetric
+from sparsight.evaluation.frozen_record import Record
+from sparsight.intervention.direction import Direction, orthonormal
+from sparsight.intervention.mediation import measure as m
+from sparsight.intervention.mediation.readout import Readout
+
+ENOUGH, LITTLE = 0.5, 0.2
+"""A fraction counts as large from the first on, and as small up to the second."""
+
+
+class MediationTest(Record):
+    """One test.
+
+    Attributes:
+        name: Which.
+        value: The effect, with its interval where it has one.
+        control: The same for the control, or the bound it is held against.
+        passed: Whether it speaks for mediation; None where it only informs.
+        meaning: What was measured, and what its ends mean.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    control: float | None = None
+    passed: bool | None
+    meaning: str
+
+
+class Mediation(Record):
+    """The verdict table of one direction (or subspace).
+
+    Attributes:
+        direction: How it was found.
+        rank: Its dimensions.
+        tests: The battery.
+        dimensions: Mediated fraction of growing subspaces, from `rank` on.
+        verdict: "mediates" if every test that counts is passed; "mediates in part" if interchange carries a fifth of
+            the effect or more, beyond all random subspaces but 5 %, and is no illusion; else "does not mediate".
+    """
+
+    schema_version: Literal[1] = 1
+    direction: str
+    rank: int
+    n_pairs: int
+    tests: list[MediationTest]
+    dimensions: list[float]
+    verdict: Literal["mediates", "mediates in part", "does not mediate"]
+
+    def test(self, name: str) -> MediationTest:
+        """The test of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for test in self.tests:
+            if test.name == name:
+                return test
+        raise ValueError(f"no test {name!r}; there are: {', '.join(test.name for test in self.tests)}")
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return self.model_dump_json(indent=2)
+
+    def to_table(self) -> str:
+        """One test in each line."""
+        from sparsight.evaluation.tables import rendered, titled
+
+        title = f"{self.direction}, rank {self.rank}, {self.n_pairs} pairs: {self.verdict}"
+        table = titled(title, "test", "value", "95 %", "control", "", "what it is")
+        for t in self.tests:
+            ends = "" if t.low is None else f"{t.low:.3f} to {t.high:.3f}"
+            control = "" if t.control is None else f"{t.control:.3f}"
+            said = "" if t.passed is None else "yes" if t.passed else "NO"
+            table.add_row(t.name, f"{t.value:.3f}", ends, control, said, t.meaning)
+        grown = ", ".join(f"{self.rank + i}: {value:.2f}" for i, value in enumerate(self.dimensions))
+        return rendered(table, f"mediated fraction by dimension: {grown}", width=150)
+
+
+def mediation(
+    readout: Readout,
+    labels: Int64[Tensor, " n"],
+    direction: Direction | Tensor | Sequence[Direction | Tensor],
+    *,
+    n_pairs: int = 200,
+    n_random: int = 200,
+    side_effect: Callable[[Callable[[Tensor], Tensor]], float] | None = None,
+    most_side_effect: float = 0.02,
+    name: str | None = None,
+    seed: int = 0,
+) -> Mediation:
+    """Whether a direction mediates a behaviour: necessity, sufficiency, interchange and their controls.
+
+    Fractions are of the effect of swapping the whole activation for that of an input of the other class. Random
+    subspaces of equal rank are drawn as random combinations of centred activations, so that they vary as the data do.
+
+    Args:
+        readout: Inputs with activations, and their behaviour; `ModelReadout`, or anything of that shape.
+        labels: 1 for inputs that should show the behaviour, 0 for others.
+        direction: One, or several whose span is meant. The first's sense is from 0 to 1.
+        n_pairs: Base and source pairs.
+        n_random: Random subspaces.
+        side_effect: From an edit of activations to what it costs elsewhere (relative loss, say); that of ablation is
+            reported and held against `most_side_effect`.
+        most_side_effect: See above.
+        name: For the table.
+        seed: Of pairs, random subspaces and resamples.
+    Raises:
+        UndefinedMetric: a class is empty, or swapping everything does not move the behaviour.
+    """
+    x = readout.x.double()
+    basis = orthonormal(direction).to(x)
+    pairs = m.draw_pairs(readout, labels, n_pairs, seed)
+    randoms = random_subspaces(x, len(basis), n_random, seed + 1)
+    fractions = torch.tensor([m.share_mediated(readout, pairs, r) for r in randoms], dtype=torch.float64)
+    inter = m.fraction_mediated(readout, pairs, basis, seed=seed)
+    rest = m.fraction_mediated(readout, pairs, basis, rest=True, seed=seed)
+    q95 = float(fractions.quantile(0.95))
+    tests = [
+        *_ablation(readout, labels, basis, randoms, seed),
+        *_addition(readout, labels, basis, randoms, seed),
+        MediationTest(
+            name="interchange",
+            value=inter.value,
+            low=inter.low,
+            high=inter.high,
+            control=q95,
+            passed=inter.low >= ENOUGH and inter.low > q95,
+            meaning="share of the whole swap's effect; control: 95 % quantile of random subspaces",
+        ),
+        MediationTest(
+            name="complement",
+            value=rest.value,
+            low=rest.low,
+            high=rest.high,
+            control=1 - ENOUGH,
+            passed=rest.high <= 1 - ENOUGH,
+            meaning="the same with all but the direction swapped; a sole mediator leaves 0",
+        ),
+        *_other_directions(readout, labels, pairs, x, len(basis), seed),
+        _dormant(readout, pairs, basis, inter.value),
+        _off_manifold(readout, pairs, basis, x),
+    ]
+    if side_effect is not None:
+        cost = side_effect(_towards(basis, x[labels == 0].mean(dim=0)))
+        tests.append(
+            MediationTest(
+                name="specificity",
+                value=cost,
+                control=most_side_effect,
+                passed=cost <= most_side_effect,
+                meaning="what ablation costs elsewhere; control: the most allowed",
+            )
+        )
+    return Mediation(
+        direction=name or _name(direction),
+        rank=len(basis),
+        n_pairs=len(pairs.base),
+        tests=tests,
+        dimensions=m.greedy_dimension(readout, pairs, basis),
+        verdict=_verdict(tests, inter, q95),
+    )
+
+
+def random_subspaces(x: Float[Tensor, "n d"], rank: int, n: int, seed: int) -> list[Float[Tensor, "rank d"]]:
+    """Spans of random combinations of centred activations: they hold as much variance as random data do."""
+    generator = torch.Generator().manual_seed(seed)
+    centred = (x - x.mean(dim=0)).cpu()
+    found = []
+    for _ in range(n):
+        rows = torch.randn(rank, len(centred), generator=generator, dtype=torch.float64) @ centred
+        found.append(torch.linalg.qr(rows.T).Q.T.to(x.device))
+    return found
+
+
+def _towards(basis: Float[Tensor, "k d"], centre: Float[Tensor, " d"]) -> Callable[[Tensor], Tensor]:
+    """Coordinates along a basis set to those of a point."""
+
+    def edit(x: Tensor) -> Tensor:
+        rows = basis.to(x)
+        return x - ((x - centre.to(x)) @ rows.T) @ rows
+
+    return edit
+
+
+def _ablation(readout: Readout, labels: Tensor, basis: Tensor, randoms: list[Tensor], seed: int) -> list[MediationTest]:
+    """How much of the gap between the classes is left when the coordinates are those of the other class's mean."""
+    positive = torch.nonzero(labels == 1).flatten()
+    negative = torch.nonzero(labels == 0).flatten()
+    centre = readout.x[negative].double().mean(dim=0)
+    clean = m.edited_scores(readout, positive, lambda x: x)
+    floor = float(m.edited_scores(readout, negative, lambda x: x).mean())
+    gap = clean - floor
+    lost = m.ratio(clean - m.edited_scores(readout, positive, _towards(basis, centre)), gap, seed)
+    control = [
+        float((clean - m.edited_scores(readout, positive, _towards(r, centre))).mean() / gap.mean())
+        for r in randoms[:20]
+    ]
+    at_zero = clean - m.edited_scores(readout, positive, lambda x: x - (x @ basis.to(x).T) @ basis.to(x))
+    return [
+        MediationTest(
+            name="necessity",
+            value=lost.value,
+            low=lost.low,
+            high=lost.high,
+            control=max(control),
+            passed=lost.low >= ENOUGH and lost.low > max(control),
+            meaning="share of the classes' gap lost when positives get the negatives' mean coordinates; control: the "
+            "largest of 20 random",
+        ),
+        MediationTest(
+            name="necessity, to zero",
+            value=float(at_zero.mean() / gap.mean()),
+            passed=None,
+            meaning="the same with the coordinates set to 0, which need not stand for absence",
+        ),
+    ]
+
+
+def _addition(readout: Readout, labels: Tensor, basis: Tensor, randoms: list[Tensor], seed: int) -> list[MediationTest]:
+    """Whether adding the difference of the classes' coordinates induces the behaviour, and more of it more."""
+    positive = torch.nonzero(labels == 1).flatten()
+    negative = torch.nonzero(labels == 0).flatten()
+    x = readout.x.double()
+    difference = x[positive].mean(dim=0) - x[negative].mean(dim=0)
+    along = (difference @ basis.T) @ basis
+    clean = m.edited_scores(readout, negative, lambda rows: rows)
+    top = float(m.edited_scores(readout, positive, lambda rows: rows).mean())
+    gap = top - clean
+
+    def gained(step: Tensor) -> Tensor:
+        return m.edited_scores(readout, negative, lambda rows: rows + step.to(rows)) - clean
+
+    won = m.ratio(gained(along), gap, seed)
+    size = float(along.norm())
+    control = [float(gained(size * r[0]).mean() / gap.mean()) for r in randoms[:20]]
+    doses = [float(gained(share * along).mean()) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    rises = sum(b > a for a, b in pairwise(doses)) / 4
+    return [
+        MediationTest(
+            name="sufficiency",
+            value=won.value,
+            low=won.low,
+            high=won.high,
+            control=max(control),
+            passed=won.low >= ENOUGH and won.low > max(control),
+            meaning="share of the gap won when the classes' difference along it is added to negatives; control: the "
+            "largest of 20 random steps of equal norm",
+        ),
+        MediationTest(
+            name="dose-response",
+            value=rises,
+            control=1.0,
+            passed=rises == 1.0,
+            meaning="share of the steps 0, 1/4 ... 1 of that addition at which the behaviour rises",
+        ),
+    ]
+
+
+def _other_directions(
+    readout: Readout, labels: Tensor, pairs: m.Pairs, x: Tensor, rank: int, seed: int
+) -> list[MediationTest]:
+    """Interchange along main components, and along differences in means of shuffled labels: what any direction does."""
+    _, _, right = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+    components = m.share_mediated(readout, pairs, right[:rank])
+    generator = torch.Generator().manual_seed(seed + 2)
+    shuffled = []
+    for _ in range(10):
+        rows = []
+        for _ in range(rank):
+            fake = labels[torch.randperm(len(labels), generator=generator)]
+            rows.append(x[fake == 1].mean(dim=0) - x[fake == 0].mean(dim=0))
+        shuffled.append(m.share_mediated(readout, pairs, orthonormal(torch.stack(rows)).to(x)))
+    return [
+        MediationTest(
+            name="main components",
+            value=components,
+            passed=None,
+            meaning="interchange along as many main components of the activations",
+        ),
+        MediationTest(
+            name="shuffled labels",
+            value=max(shuffled),
+            passed=None,
+            meaning="the largest interchange of 10 differences in means of shuffled labels",
+        ),
+    ]
+
+
+def _dormant(readout: Readout, pairs: m.Pairs, basis: Tensor, fraction: float) -> MediationTest:
+    """Interchange along that part of the direction which is read downstream, over the whole direction's.
+
+    A swap along a direction writes what varies anywhere along it into all of it. If what varies is not read and what is
+    read does not vary, the swap acts and the network never does: then the part that is read, alone, carries nothing.
+    """
+    read = m.read_subspace(readout, pairs).to(basis)
+    parts = (basis @ read.T) @ read
+    kept = parts[parts.norm(dim=1) > 1e-6]
+    share = 0.0
+    if len(kept) and fraction > 0:
+        alone = m.share_mediated(readout, pairs, torch.linalg.qr(kept.T).Q.T)
+        share = min(alone / fraction, 1.0)
+    return MediationTest(
+        name="not dormant",
+        value=share,
+        control=ENOUGH,
+        passed=fraction < LITTLE or share >= ENOUGH,
+        meaning="interchange along the part that is read downstream over that along the whole; near 0: an illusion",
+    )
+
+
+def _off_manifold(readout: Readout, pairs: m.Pairs, basis: Tensor, x: Tensor) -> MediationTest:
+    """Mahalanobis distance of swapped activations, as a rank among natural ones."""
+    centred = x - x.mean(dim=0)
+    covariance = centred.T @ centred / len(x)
+    ridge = 1e-3 * covariance.trace() / len(covariance)
+    precision = torch.linalg.inv(covariance + ridge * torch.eye(len(covariance), dtype=x.dtype, device=x.device))
+
+    def distance(rows: Tensor) -> Tensor:
+        off = rows - x.mean(dim=0)
+        squared: Tensor = ((off @ precision) * off).sum(dim=1)
+        return squared.clamp_min(0).sqrt()
+
+    base, source = x[pairs.base], x[pairs.source]
+    swapped = base + ((source - base) @ basis.T) @ basis
+    typical = float(distance(x).quantile(0.99))
+    return MediationTest(
+        name="on the manifold",
+        value=float(distance(swapped).median()) / typical,
+        control=1.0,
+        passed=None,
+        meaning="median Mahalanobis distance of swapped activations over the 99 % quantile of natural ones; above 1: "
+        "unlike anything natural",
+    )
+
+
+def _verdict(
+    tests: list[MediationTest], inter: m.Effect, q95: float
+) -> Literal["mediates", "mediates in part", "does not mediate"]:
+    if all(test.passed for test in tests if test.passed is not None):
+        return "mediates"
+    dormant = next(test for test in tests if test.name == "not dormant")
+    if inter.low >= LITTLE and inter.low > q95 and dormant.passed:
+        return "mediates in part"
+    return "does not mediate"
+
+
+def _name(direction: Direction | Tensor | Sequence[Direction | Tensor]) -> str:
+    if isinstance(direction, Direction):
+        return direction.name
+    if isinstance(direction, Tensor):
+        return "direction" if direction.dim() == 1 else f"{len(direction)} directions"
+    if not direction:
+        raise UndefinedMetric("no direction was given")
+    return f"{len(direction)} directions"

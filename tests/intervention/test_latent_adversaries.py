@@ -1,0 +1,147 @@
+"""Adversaries in latent space: one step on a linear head is a closed form, balls hold, radius 0 is the model itself."""
+
+import pytest
+import torch
+from intervention_models import tiny_dictionary, tiny_model
+
+from sparsight.errors import DataError
+from sparsight.intervention.adversarial import (
+    AdversarialTraining,
+    Answers,
+    Attack,
+    Ball,
+    attack,
+    latent_adversarial_training,
+    span_of_latents,
+    success,
+    whitening,
+)
+from sparsight.models import Site
+
+POST = Site(0, "resid_post")
+
+
+def _noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _linear():
+    x, w = _noise(3, 4, 5), _noise(3, 4, 5, seed=1)
+    return x, w, lambda delta: ((x + delta) * w).sum(dim=(1, 2)), torch.ones(3, 4, dtype=torch.bool)
+
+
+def test_on_a_linear_loss_one_step_is_the_closed_form():
+    """delta = e g / |g|, and the loss rises by e |g| exactly; for linf, by e |g|_1."""
+    x, w, loss, allowed = _linear()
+    one = Attack(steps=1)
+    found = attack(loss, x, allowed, Ball(0.7, per="example"), one)
+    norms = w.flatten(1).norm(dim=1)
+    torch.testing.assert_close(found.delta, 0.7 * w / norms[:, None, None], rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.loss - found.clean, 0.7 * norms, rtol=0, atol=1e-12)
+    by_token = attack(loss, x, allowed, Ball(0.7, per="token"), one)
+    torch.testing.assert_close(by_token.loss - by_token.clean, 0.7 * w.norm(dim=2).sum(dim=1), rtol=0, atol=1e-12)
+    largest = attack(loss, x, allowed, Ball(0.7, norm="linf"), one)
+    torch.testing.assert_close(largest.loss - largest.clean, 0.7 * w.abs().sum(dim=(1, 2)), rtol=0, atol=1e-12)
+    shared = attack(loss, x, allowed, Ball(0.7, per="universal"), one)
+    direction = w.sum(dim=(0, 1))
+    torch.testing.assert_close(shared.delta, (0.7 * direction / direction.norm()).expand(3, 4, 5), rtol=0, atol=1e-14)
+
+
+def test_a_span_and_a_whitened_ball_have_closed_forms_too():
+    x, w, loss, allowed = _linear()
+    basis = torch.linalg.qr(_noise(5, 2, seed=2)).Q.T
+    inside = attack(loss, x, allowed, Ball(0.7, axes=basis), Attack(steps=1))
+    along = (w @ basis.T) @ basis
+    torch.testing.assert_close(inside.delta, 0.7 * along / along.norm(dim=2, keepdim=True), rtol=0, atol=1e-14)
+    root = whitening(_noise(500, 5, seed=3) @ torch.diag(torch.arange(1.0, 6)).double())
+    white = attack(loss, x, allowed, Ball(0.7, axes=root), Attack(steps=1))
+    distance = torch.linalg.solve(root, white.delta.flatten(0, 1).T).norm(dim=0)  # Mahalanobis
+    torch.testing.assert_close(distance, torch.full((12,), 0.7, dtype=torch.float64))
+    gain = (w @ root).norm(dim=2).sum(dim=1)
+    torch.testing.assert_close(white.loss - white.clean, 0.7 * gain, rtol=0, atol=1e-12)
+
+
+def test_no_ball_is_left_and_no_attack_lowers_the_loss():
+    x, allowed = _noise(4, 6, 5), torch.ones(4, 6, dtype=torch.bool)
+    allowed[:, 4:] = False
+
+    def loss(delta):
+        return torch.sin(3 * (x + delta)).sum(dim=(1, 2))
+
+    before = None
+    for steps in (1, 4, 16):
+        for ball in (Ball(0.5), Ball(0.5, per="example"), Ball(0.5, norm="linf")):
+            found = attack(loss, x, allowed, ball, Attack(steps=steps, random_start=True))
+            assert (ball.lengths(found.delta) <= 0.5 * (1 + 1e-6)).all()
+            assert (found.delta[:, 4:] == 0).all()
+            assert (found.loss >= found.clean).all()
+        now = attack(loss, x, allowed, Ball(0.5), Attack(steps=steps, step_size=0.05)).loss
+        assert before is None or (now >= before).all()
+        before = now
+
+
+def test_radius_zero_is_the_model_bit_for_bit():
+    lm = tiny_model("llama")
+    examples = Answers.of(lm, ["w1 w2", "w3"], ["w4 w5", "w6"])
+    x = lm.activations(examples.tokens, [POST])[POST]
+    found = attack(lambda d: examples.loss(lm, {POST: lambda v: v + d}), x, examples.prompt, Ball(0))
+    assert torch.equal(found.loss, examples.loss(lm))
+    assert not found.delta.any()
+
+
+def test_the_loss_of_answers_counts_their_tokens_alone():
+    lm = tiny_model("llama")
+    examples = Answers.of(lm, ["w1 w2", "w3"], ["w4 w5", "w6"])
+    losses = lm.loss(examples.tokens, reduction="none")
+    torch.testing.assert_close(examples.loss(lm), torch.stack([losses[0, 2:4].mean(), losses[1, 1]]))
+    assert examples.prompt.sum(dim=1).tolist() == [2, 1]  # BOS and padding are not perturbed
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_training_lowers_the_loss_under_attack_and_leaves_the_model_given_alone(targeted):
+    lm = tiny_model("llama")
+    weights = {key: value.clone() for key, value in lm.model.state_dict().items()}
+    prompts = [f"w{i} w{i + 1}" for i in range(8)]
+    right, wrong = Answers.of(lm, prompts, ["w50"] * 8), Answers.of(lm, prompts, ["w51"] * 8)
+    ball = Ball(2.0)
+    settings = AdversarialTraining(
+        sites=(POST,),
+        ball=ball,
+        attack=Attack(steps=3),
+        targeted=targeted,
+        steps=25,
+        batch_size=8,
+        lr=1e-2,
+        retention=0.1,
+    )
+    hardened, record = latent_adversarial_training(lm, right, ["w9 w8 w7"] * 4, settings, wanted=wrong)
+    assert record.attacked[-1] < 0.5 * record.attacked[0]
+    assert success(hardened, right, wrong, POST, ball) < success(lm, right, wrong, POST, ball)
+    assert all(torch.equal(value, weights[key]) for key, value in lm.model.state_dict().items())
+    assert not any(p.requires_grad for p in hardened.model.parameters())
+
+
+def test_an_adversary_of_named_latents_stays_in_their_span():
+    dictionary = tiny_dictionary()
+    basis = span_of_latents(dictionary, [2, 7])
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2, dtype=torch.float64))
+    atoms = dictionary.atoms.detach()[[2, 7]]
+    torch.testing.assert_close((atoms @ basis.T) @ basis, atoms)
+    with pytest.raises(ValueError, match=r"in \[0, 40\)"):
+        span_of_latents(dictionary, [40])
+
+
+def test_wrong_attacks_are_refused():
+    x, _, loss, allowed = _linear()
+    with pytest.raises(ValueError, match="radius"):
+        Ball(-1)
+    with pytest.raises(DataError, match="no token"):
+        attack(loss, x, ~allowed, Ball(1))
+    with pytest.raises(DataError, match="not finite at step 0"):
+        attack(lambda d: loss(d) * torch.nan, x, allowed, Ball(1))
+    with pytest.raises(ValueError, match="one answer for each"):
+        Answers.of(tiny_model("llama"), ["w1"], [])
+    lm = tiny_model("llama")
+    settings, examples = AdversarialTraining(sites=(POST,), ball=Ball(1), targeted=True), Answers.of(lm, ["w1"], ["w2"])
+    with pytest.raises(ValueError, match="wanted"):
+        latent_adversarial_training(lm, examples, ["w1 w2"], settings)
