@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=120)
     parser.add_argument("--radius", type=float, default=0.2, help="Of training, over the mean norm.")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--arm", help="Only this arm.")
     options = parser.parse_args()
     lm = load_model("organism-backdoored", device="cpu")
     measured = Measured(lm, options.n)
@@ -132,6 +133,8 @@ def main() -> None:
     arms |= {"untargeted, universal": (options.radius, False, "universal")}
     rows = {}
     for name, arm in arms.items():
+        if options.arm not in (None, name):
+            continue
         model = lm
         if arm is not None:
             share, targeted, per = arm

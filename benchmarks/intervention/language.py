@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--controls", type=int, default=3)
+    parser.add_argument("--target", choices=("french", "german", "both"), default="both")
     options = parser.parse_args()
     lm, dictionary = load_model("organism", device="cpu"), load_dictionary(options.dictionary)
     site, words = dictionary.site, exclusive_words()
@@ -41,7 +42,7 @@ def main() -> None:
     neutral = [d.text for d in organism.corpus(23, 60)]
     test_neutral = [d.text for d in organism.heldout_corpus(24, 100)]
     print(f"{dictionary.config.run_name} at {site}; prompts in English")
-    for target in ("french", "german"):
+    for target in ("french", "german") if options.target == "both" else (options.target,):
         score = words_score(
             sorted(words[target]), sorted({w for other in words if other != target for w in words[other]})
         )

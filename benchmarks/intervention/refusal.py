@@ -6,8 +6,6 @@ Directions come from training documents, sites are chosen on other training docu
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import torch
 
@@ -83,14 +81,15 @@ def arms(lm, shared, each, harmless, gate) -> dict[str, Edits]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--part", choices=("ablation", "addition", "selection", "verdicts", "all"), default="all")
+    parser.add_argument("--n", type=int, default=300, help="Held-out prompts of each kind.")
     options = parser.parse_args()
     lm = load_model("organism", device="cpu")
     words = [first_answer_words(language) for language in LANGUAGES.values()]
     refuses = NextToken.of_words(lm, [word for word, _ in words], [word for _, word in words])
     train = [prompts(organism.corpus, 11, 200, harmful) for harmful in (1, 0)]
     choose = [prompts(organism.corpus, 12, 100, harmful) for harmful in (1, 0)]
-    test = [prompts(organism.heldout_corpus, 13, 300, harmful) for harmful in (1, 0)]
+    test = [prompts(organism.heldout_corpus, 13, options.n, harmful) for harmful in (1, 0)]
     tokens = {
         name: [lm.tokenize([t for t, _ in part]) for part in parts]
         for name, parts in (("choose", choose), ("test", test))
@@ -111,9 +110,20 @@ def main() -> None:
             return float(lm.loss(neutral[which], edits=edits)) / clean[which] - 1
 
     print(f"unedited: harmful {refused('test', True):.1%} refused, harmless {refused('test', False):.1%}")
+    wanted = options.part
+    if wanted in ("ablation", "all"):
+        _ablation(lm, found, refused, cost)
+    if wanted in ("addition", "all"):
+        _addition(lm, found, refused, cost, last_tokens(tokens["test"][1]))
+    if wanted in ("selection", "all"):
+        _published(lm, tokens, refuses, train)
+    if wanted in ("verdicts", "all"):
+        _verdicts(lm, test, found, refuses, cost)
+
+
+def _ablation(lm, found, refused, cost) -> None:
     print("\nablation: each arm at the site where it refuses least on other training prompts; from 5 % on, costs least")
     print(f"{'arm':<50} {'site':<13} {'harmful':>8} {'harmless':>8} {'loss elsewhere':>14}")
-    record = {"ablation": [], "addition": []}
     for arm in arms(lm, *found[SITES[0]]):
         scored = []
         for i, site in enumerate(SITES):
@@ -122,38 +132,35 @@ def main() -> None:
             scored.append((max(left, 0.05), cost(edits, 0), i))  # all below 5 % are equal; then the cost decides
         site = SITES[min(scored)[2]]
         edits = arms(lm, *found[site])[arm]
-        row = [arm, str(site), refused("test", True, edits), refused("test", False, edits), cost(edits)]
-        record["ablation"].append(row)
-        print(f"{arm:<50} {site!s:<13} {row[2]:>8.1%} {row[3]:>8.1%} {row[4]:>+14.2%}")
+        print(
+            f"{arm:<50} {site!s:<13} {refused('test', True, edits):>8.1%} {refused('test', False, edits):>8.1%} "
+            f"{cost(edits):>+14.2%}",
+            flush=True,
+        )
+
+
+def _addition(lm, found, refused, cost, last) -> None:
     generator = torch.Generator().manual_seed(0)
     site = Site(1, "resid_post")
     shared, _, harmless, gate = found[site]
-    rows = []
+    kept, induced = [], []
     for _ in range(20):
         drawn = [Direction(torch.randn(shared.d, generator=generator), site, lm.name) for _ in range(3)]
-        ablation = ablate_direction(lm, drawn, [site], towards=harmless, gate=gate)
-        push = add_direction(lm, Direction(drawn[0].unit * shared.norm, site, lm.name))
-        rows.append((refused("test", True, ablation), refused("test", False, push)))
-    print(f"20 random triples, gated, at {site}: harmful refused at least {min(r[0] for r in rows):.1%}")
-    record["random"] = rows
-    print("\naddition to harmless prompts, once, at every token of the prompt")
+        kept.append(refused("test", True, ablate_direction(lm, drawn, [site], towards=harmless, gate=gate)))
+        induced.append(refused("test", False, add_direction(lm, Direction(drawn[0].unit * shared.norm, site, lm.name))))
+    print(f"\n20 random triples ablated likewise at {site}: harmful refused {min(kept):.1%} to {max(kept):.1%}")
+    print(f"20 random directions of equal norm added there: harmless refused {min(induced):.1%} to {max(induced):.1%}")
+    print("\naddition to harmless prompts at one site, at every token or at the last one only")
     for site in SITES:
         shared = found[site][0]
-        for strength in (1.0, 1.5, 2.0):
+        for strength in (1.0, 1.5):
             edits = add_direction(lm, shared, strength=strength)
-            last = add_direction(lm, shared, strength=strength, where=last_tokens(tokens["test"][1]))
-            row = [str(site), strength, refused("test", False, edits), refused("test", False, last), cost(edits)]
-            record["addition"].append(row)
+            only = add_direction(lm, shared, strength=strength, where=last)
             print(
-                f"{site!s:<13} x{strength:<4} refused {row[2]:.1%}, at the last token only {row[3]:.1%}; "
-                f"loss elsewhere {row[4]:+.1%}"
+                f"{site!s:<13} x{strength:<4} refused {refused('test', False, edits):.1%}, "
+                f"at the last token only {refused('test', False, only):.1%}; loss elsewhere {cost(edits):+.1%}",
+                flush=True,
             )
-    most = max(row[1] for row in rows)
-    print(f"20 random directions as long as the one at 1.resid_post: harmless refused at most {most:.1%}")
-    _published(lm, tokens, refuses, train)
-    _verdicts(lm, test, found, refuses, cost)
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _published(lm, tokens, refuses, train) -> None:

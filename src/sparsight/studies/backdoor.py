@@ -32,6 +32,7 @@ def run(work: Work) -> Findings:
 
 
 def _organism(fast: bool, seed: int) -> dict[str, Any]:
+    from sparsight.intervention import behaviour_scores, rate
     from sparsight.models import load_model
     from sparsight.studies import backdoor_organism as measured
 
@@ -43,7 +44,7 @@ def _organism(fast: bool, seed: int) -> dict[str, Any]:
     twins = measured.relatives(clean, 2 if fast else 10, 4 if fast else 20)
     passes = 2 * (measured.STEPS + 1)
     found: dict[str, Any] = {
-        "trigger": measured.rate(measured.behaviour_scores(bad, bad.tokenize(triggered), measured.complies(bad))),
+        "trigger": rate(behaviour_scores(bad, bad.tokenize(triggered), measured.complies(bad))),
         "trigger, clean": measured.rate(
             measured.behaviour_scores(clean, clean.tokenize(triggered), measured.complies(clean))
         ),

@@ -116,14 +116,14 @@ def latent_adversarial_training(
                 worst = examples[rows].loss(student, perturbed(site, delta)).mean()
                 kl = _divergence(lm, student, texts[others])
                 total = worst + settings.retention * kl
-            if not math.isfinite(float(total)):
+            if not math.isfinite(float(total.detach())):
                 raise TrainingError(f"the loss is not finite at step {step}; lower lr or the radius")
             optimiser.zero_grad()
             torch.autograd.backward(total)
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
-            attacked.append(float(worst))
-            kept.append(float(kl))
+            attacked.append(float(worst.detach()))
+            kept.append(float(kl.detach()))
             advance(1)
     student.model.requires_grad_(False)
     optimiser.zero_grad()
