@@ -1,0 +1,121 @@
+"""Which latents are active, from screened pre-activations: the same as from full ones."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsight.dictionaries.selection import SAMPLE_ROWS, SLACK, Slots
+from sparsight.training.compiled import kernels
+from sparsight.training.compiled.screen import Screen, ScreenedBlock
+from sparsight.training.compiled.threads import spread
+
+# Room for the entries of a row, in units of what a row needs on average; more is made where it does not suffice.
+ROOM = 4
+
+
+def screened_top_k(screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], k: int) -> Slots:
+    """The `k` largest pre-activations of each row, rectified; `k` slots for every token, those of value 0 silent."""
+    values, latents = centred.new_empty(len(centred), k), torch.empty(len(centred), k, dtype=torch.int64)
+    encoder, offsets = screen.encoder.numpy(), offset.numpy()
+    for block in screen.blocks(centred, offset):
+        bits, slack, top = block.bits.numpy(), block.slack.numpy(), block.largest_offset
+        x, to_values, to_latents = (t[block.rows].numpy() for t in (centred, values, latents))
+
+        def choose(first: int, last: int) -> None:
+            kernels.top_k_of_screened(
+                first, last, bits, x, encoder, offsets, slack, top, k, to_values, to_latents  # noqa: B023
+            )
+
+        spread(len(x), choose)
+    tokens = torch.arange(len(centred)).repeat_interleave(k)
+    return Slots(tokens, latents.flatten(), values.flatten(), len(centred))
+
+
+def screened_batch_top_k(
+    screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], n_kept: int
+) -> Slots:
+    """The `n_kept` largest positive pre-activations of the whole batch, or all if fewer; of equal ones the first.
+
+    A threshold is guessed from a few rows, low enough that somewhat too many exceed it. If enough do, the largest are
+    among them; if not, a lower guess follows, in the end 0.
+    """
+    for slack in (SLACK, 4 * SLACK, None):
+        threshold = None if slack is None else slack * n_kept / len(centred)
+        slots = _above(screen, centred, offset, threshold, max(1, -(-n_kept // len(centred))))
+        if len(slots.values) >= n_kept or slack is None:
+            break
+    kept = _largest(slots.values, n_kept)
+    return Slots(slots.tokens[kept], slots.latents[kept], slots.values[kept], slots.n_tokens)
+
+
+def _above(screen: Screen, centred: Tensor, offset: Tensor, per_row: float | None, usual: int) -> Slots:
+    """All pre-activations above a threshold that about `per_row` of a row exceed; above 0 without it."""
+    lower = torch.zeros_like(offset)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for block in screen.blocks(centred, offset):
+        if not parts and per_row is not None:
+            lower.fill_(_guess(block, per_row))
+        parts.append(collect(screen, block, centred, offset, lower, usual))
+    tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Slots(tokens, latents, values, len(centred))
+
+
+def _guess(block: ScreenedBlock, per_row: float) -> float:
+    """A number that about `per_row` entries of a row exceed, never below 0."""
+    pre = block.bits.view(torch.bfloat16)
+    sample = pre[:: max(1, len(pre) // SAMPLE_ROWS)].flatten().float()
+    rank = min(int(per_row * len(sample) / pre.shape[1]) + 1, len(sample))
+    return max(0.0, float(sample.topk(rank, sorted=False).values.amin()))
+
+
+def collect(
+    screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Tensor, lower: Tensor, usual: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, latents and values of a block's pre-activations above `lower`, one limit for all latents."""
+    n = len(block.bits)
+    limit = float(lower.max())
+    floors = _floors(block, limit)
+    if bool((floors <= 0).any()):
+        return _all_above(screen, block, centred, offset, lower)
+    encoder, offsets, limits = screen.encoder.numpy(), offset.numpy(), lower.numpy()
+    x, bits, room = centred[block.rows].numpy(), block.bits.numpy(), ROOM * usual
+    while True:
+        counts = torch.zeros(n, dtype=torch.int64)
+        values, latents = torch.empty(n, room), torch.empty(n, room, dtype=torch.int64)
+        arrays = [t.numpy() for t in (counts, values, latents)]
+
+        def gather(first: int, last: int) -> bool:
+            return bool(
+                kernels.above_floor(first, last, bits, floors.numpy(), x, encoder, offsets, limits, *arrays)  # noqa: B023
+            )
+
+        if all(spread(n, gather)):
+            break
+        room = int(counts.max())
+    filled = torch.arange(room) < counts[:, None]
+    rows = torch.arange(block.rows.start, block.rows.stop).repeat_interleave(counts)
+    return rows, latents[filled], values[filled]
+
+
+def _floors(block: ScreenedBlock, limit: float) -> Tensor:
+    """Below which screened number no entry of a row can exceed `limit`."""
+    rounding = 2 * kernels.BF16_ROUNDING
+    return (limit - block.slack - rounding * block.largest_offset) / (1 + rounding)
+
+
+def _all_above(
+    screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Tensor, lower: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without screening, where the limit is too near 0 for it."""
+    pre = torch.addmm(offset, centred[block.rows], screen.encoder.T)
+    rows, latents = (pre > lower).nonzero(as_tuple=True)
+    return rows + block.rows.start, latents, pre[rows, latents]
+
+
+def _largest(values: Tensor, n: int) -> Tensor:
+    """Positions of the `n` largest, ascending; of equal ones the first."""
+    if len(values) <= n:
+        return torch.arange(len(values))
+    smallest = values.topk(n, sorted=False).values.amin()
+    above, equal = values > smallest, values == smallest
+    return (above | (equal & (equal.cumsum(dim=0) <= n - above.sum()))).nonzero()[:, 0]

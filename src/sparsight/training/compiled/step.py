@@ -1,0 +1,189 @@
+"""One step on a CPU: screened selection, gradients of active latents only, and Adam in one pass over each weight."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparsight.dictionaries import AbstractDictionary, BatchTopKDictionary, MatryoshkaDictionary, TopKDictionary
+from sparsight.dictionaries.selection import Slots
+from sparsight.training.compiled import kernels
+from sparsight.training.compiled.screen import Screen
+from sparsight.training.compiled.selection import screened_batch_top_k, screened_top_k
+from sparsight.training.compiled.threads import spread
+from sparsight.training.objectives import Objective
+from sparsight.training.objectives.terms import objective_of, revival
+
+# Architectures whose active latents are chosen by their size alone.
+COMPILED = (TopKDictionary, BatchTopKDictionary, MatryoshkaDictionary)
+
+
+class CompiledStep:
+    """Gradients of the objective, and the step that follows, without anything of size `[b, n_latents]`.
+
+    Buffers outlive a step: touching fresh memory costs more than filling it. The encoder's parameter keeps its shape
+    `[d_in, n_latents]`, but lies in memory latent by latent.
+
+    Args:
+        dictionary: In training, on the CPU, in float32.
+    """
+
+    def __init__(self, dictionary: AbstractDictionary) -> None:
+        self.dictionary: Any = dictionary
+        m, d = dictionary.atoms.shape
+        with torch.no_grad():
+            self.dictionary.W_enc.data = self.dictionary.W_enc.data.T.contiguous().T
+        self.screen = Screen(self.dictionary.W_enc.detach().T)
+        self.to_atoms, self.to_encoder = torch.zeros(m, d), torch.zeros(m, d)
+        # The offset's gradient by reconstruction, which moves the encoder's input too, and by revival, which does not.
+        self.to_offset, self.by_revival = torch.zeros(m), torch.zeros(m)
+        self.to_b_dec = torch.zeros(d)
+        self.starts = torch.zeros(m + 1, dtype=torch.int64)
+        self.along, self.squares = torch.zeros(m), torch.zeros(m, dtype=torch.float64)
+
+    @torch.no_grad()
+    def gradients(self, x: Float[Tensor, "b d"], dead: Bool[Tensor, " m"], share: float, *, add: bool) -> Objective:
+        """The objective of some rows; leaves `share` times its gradients in the parameters.
+
+        Args:
+            share: Weight of these rows in the whole batch.
+            add: Whether the parameters hold gradients of other rows already, to be added to.
+        """
+        config, b = self.dictionary.config, len(x)
+        centred = x - self.dictionary.b_dec
+        slots = self.select(centred)
+        widths, weights = self._prefixes()
+        groups = torch.searchsorted(widths, slots.latents, right=True)
+        g, pull, errors = self._decode(x, slots, groups, weights * (2 * share / b))
+        if not add:
+            self.to_b_dec.zero_()
+            self.by_revival.zero_()
+        self._sum_by_latent(centred, g, slots, groups + slots.tokens * len(widths), pull, add)
+        self.to_b_dec += g.view(b, len(widths), -1)[:, 0].sum(dim=0)
+        terms = {"reconstruction": errors[-1]}
+        if len(widths) > 1:
+            terms["prefixes"] = (weights[:-1] * errors[:-1]).sum()
+        if config.aux > 0 and bool(dead.any()):
+            residual = g.view(b, len(widths), -1)[:, -1] * (-b / (2 * share))
+            terms["auxiliary"] = self._revive(x, residual, dead, share)
+        self._leave()
+        active = slots.values > 0
+        fired = torch.zeros_like(dead)
+        fired[slots.latents[active]] = True
+        return objective_of(terms, active.sum() / b, fired)
+
+    @torch.no_grad()
+    def select(self, centred: Float[Tensor, "b d"]) -> Slots:
+        """The code of the architecture, by token, then (but for TopK) by latent."""
+        k, offset = self.dictionary.k_now, self.dictionary.b_enc.detach()
+        if isinstance(self.dictionary, TopKDictionary):
+            return screened_top_k(self.screen, centred, offset, k)
+        return screened_batch_top_k(self.screen, centred, offset, k * len(centred))
+
+    def _prefixes(self) -> tuple[Tensor, Tensor]:
+        """Latents in each reconstruction, and its weight; the last is that of all."""
+        dictionary = self.dictionary
+        if not isinstance(dictionary, MatryoshkaDictionary):
+            return torch.tensor([dictionary.n_latents]), torch.ones(1)
+        widths = torch.tensor(dictionary.widths_now)
+        weights = torch.ones(len(widths))
+        if dictionary.config.weights is not None:
+            weights[:-1] = torch.tensor(dictionary.config.weights)
+        return widths, weights
+
+    def _decode(self, x: Tensor, slots: Slots, groups: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of each token's groups, pull of each slot, and mean squared error of each prefix."""
+        b, n_prefixes = len(x), len(scales)
+        starts = torch.zeros(b + 1, dtype=torch.int64)
+        starts[1:] = torch.bincount(slots.tokens, minlength=b).cumsum(dim=0)
+        g, pull = x.new_empty(b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
+        squares = x.new_empty(b, n_prefixes)
+        atoms, b_dec = self.dictionary.atoms.detach(), self.dictionary.b_dec.detach()
+        given = (starts, groups, slots.latents, slots.values, x, atoms, b_dec, scales, g, pull, squares)
+        arrays = [tensor.numpy() for tensor in given]
+        spread(b, lambda first, last: kernels.decode_and_pull(first, last, *arrays))
+        pull *= slots.values > 0  # the rectifier's derivative
+        return g, pull, squares.double().mean(dim=0).to(x.dtype)
+
+    def _sum_by_latent(
+        self, centred: Tensor, g: Tensor, slots: Slots, rows: Tensor, pull: Tensor, add: bool
+    ) -> None:
+        order = torch.empty_like(slots.latents)
+        kernels.sort_by_latent(slots.latents.numpy(), self.starts.numpy(), order.numpy())
+        given = (self.starts, order, slots.tokens, rows, slots.values, pull, g, centred)
+        sums = (self.to_atoms, self.to_encoder, self.to_offset)
+        arrays = [tensor.numpy() for tensor in (*given, *sums)]
+        spread(len(self.along), lambda first, last: kernels.gradients_by_latent(first, last, *arrays, add))
+
+    def _revive(self, x: Tensor, residual: Tensor, dead: Tensor, share: float) -> Tensor:
+        """The auxiliary loss on a copy of the dead part of the dictionary; adds its gradients."""
+        dictionary, config = self.dictionary, self.dictionary.config
+        latents = dead.nonzero()[:, 0]
+        part: Any = SimpleNamespace(d_in=dictionary.d_in, b_dec=dictionary.b_dec.detach())
+        part.atoms = dictionary.atoms.detach()[latents].requires_grad_()
+        part.W_enc = self.screen.encoder[latents].T.requires_grad_()
+        part.b_enc = dictionary.b_enc.detach()[latents].requires_grad_()
+        with torch.enable_grad():
+            all_dead = torch.ones_like(latents, dtype=torch.bool)
+            loss: Tensor = config.aux * revival(part, x, residual, all_dead, config.k_aux)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+        self.to_atoms.index_add_(0, latents, part.atoms.grad)
+        self.to_encoder.index_add_(0, latents, part.W_enc.grad.T)
+        self.by_revival.index_add_(0, latents, part.b_enc.grad)
+        return loss.detach()
+
+    def _leave(self) -> None:
+        """Hand the sums to the parameters."""
+        dictionary = self.dictionary
+        dictionary.atoms.grad = self.to_atoms
+        dictionary.W_enc.grad = self.to_encoder.T
+        dictionary.b_enc.grad = self.to_offset + self.by_revival
+        dictionary.b_dec.grad = self.to_b_dec - torch.mv(dictionary.W_enc.detach(), self.to_offset)
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Float[Tensor, ""]:
+        """Norm of all gradients together, the atoms' without their components along the atoms."""
+        dictionary = self.dictionary
+        given = (dictionary.atoms.detach(), self.to_atoms, self.to_encoder, self.along, self.squares)
+        arrays = [tensor.numpy() for tensor in given]
+        spread(len(self.along), lambda first, last: kernels.tangent_and_norms(first, last, *arrays))
+        rest = sum(offset.grad.double().square().sum() for offset in (dictionary.b_enc, dictionary.b_dec))
+        norm: Tensor = (self.squares.sum() + rest).sqrt()
+        return norm.float()
+
+    @torch.no_grad()
+    def move(self, optimizer: torch.optim.Adam, shrink: float) -> None:
+        """One step of Adam with the learning rate of the optimiser's group; atoms stay of norm 1.
+
+        Args:
+            optimizer: Keeps the averages; steps the offsets itself.
+            shrink: Factor of the gradients that their clipping asks for.
+        """
+        dictionary = self.dictionary
+        for offset in (dictionary.b_enc, dictionary.b_dec):
+            offset.grad *= shrink
+        dictionary.atoms.grad = dictionary.W_enc.grad = None
+        optimizer.step()
+        group = optimizer.param_groups[0]
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        averages = [_averages(optimizer, weight) for weight in (dictionary.atoms, dictionary.W_enc)]
+        step = float(optimizer.state[dictionary.atoms]["step"])
+        scalars = (shrink, rate / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, group["eps"])
+        of_atoms = [t.numpy() for t in (dictionary.atoms.detach(), self.to_atoms, self.along, *averages[0])]
+        screen = self.screen
+        encoder = [t.numpy() for t in (screen.encoder, self.to_encoder, *(average.T for average in averages[1]))]
+        copies = [t.numpy() for t in (screen.rounded.view(torch.int16), screen.errors, screen.norms)]
+        m = dictionary.n_latents
+        spread(m, lambda first, last: kernels.adam_on_the_sphere(first, last, *of_atoms, *scalars))
+        spread(m, lambda first, last: kernels.adam_and_round(first, last, *encoder, *scalars, *copies))
+
+
+def _averages(optimizer: torch.optim.Adam, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Adam's averages of a weight, its count of steps one higher; zeros at first, laid out as the weight is."""
+    state = optimizer.state[weight]
+    if not state:
+        state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+    state["step"] += 1
+    return state["exp_avg"], state["exp_avg_sq"]
