@@ -92,7 +92,8 @@ class AdamRule:
 
     def _gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
         """Add up the gradients of the parts of a batch; returns the objective of the whole."""
-        parts, shares = [], []
+        parts: list[Objective] = []
+        shares: list[float] = []
         for rows in torch.tensor_split(x, self.training.accumulate):
             share = len(rows) / len(x)
             with ExitStack() as stack:

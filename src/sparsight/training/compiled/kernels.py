@@ -5,20 +5,16 @@ changes of the file of the function that is called, not of others. Each works on
 only what belongs to them, in an order that does not depend on the range: threads change no bit of the result.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, no_type_check
+from typing import Any, no_type_check
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Array = NDArray[Any]
 
 # Sums may be taken in any order and contracted, so that they use the vector units. NaN and infinity keep their meaning.
-_compiled: Callable[[Function], Function] = njit(
-    cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "contract", "reassoc"}
-)
+_compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "contract", "reassoc"})
 
 # Entries of a row whose maximum is kept. Short enough that few entries are looked at twice.
 GROUP = 32
@@ -43,14 +39,14 @@ def top_k_of_screened(
 ) -> int:
     """The `k` largest of `x encoder^T + offset` in each row, largest first, of equal ones the first; rectified.
 
-    `bits` holds the same numbers in bfloat16, as integers, each off by at most `slack` of its row plus rounding. Let `T`
-    be the k-th largest maximum of a group of entries: at least k entries are no smaller, so what lies below `T` by more
-    than twice the error cannot be among the k largest. All others are computed again in full precision.
+    `bits` holds the same numbers in bfloat16, as integers, each off by at most `slack` of its row plus rounding. Let
+    `T` be the k-th largest maximum of a group of entries: at least k entries are no smaller, so what lies below `T` by
+    more than twice the error cannot be among the k largest. All others are computed again in full precision.
 
     Returns:
         How many were computed again.
     """
-    m, d = encoder.shape
+    m = encoder.shape[0]
     n_groups = (m + GROUP - 1) // GROUP
     maxima = np.empty(n_groups, np.int16)
     heap = np.empty(k, np.int16)
@@ -246,8 +242,9 @@ def decode_and_pull(
     """The error of each token's reconstruction, and what it says about the token's values.
 
     There is one reconstruction for each of `P` nested prefixes of the latents: a slot of group `p` counts in those from
-    `p` on, and slots of a token ascend by group. With `r_p` their errors, `squares[t, p] = |r_p|^2`, and row `t P + p` of
-    `g` becomes the gradient of `sum_q scales_q / 2 |r_q|^2` by what group `p` adds up to: `sum_{q >= p} scales_q r_q`.
+    `p` on, and slots of a token ascend by group. With `r_p` their errors, `squares[t, p] = |r_p|^2`, and row `t P + p`
+    of `g` becomes the gradient of `sum_q scales_q / 2 |r_q|^2` by what group `p` adds up to:
+    `sum_{q >= p} scales_q r_q`.
     `pull = <g, atom>` for every slot, in its group's row. An atom is read twice while it is in the cache.
     """
     d, n_prefixes = atoms.shape[1], len(scales)

@@ -34,8 +34,9 @@ class ScreenedBlock:
 class Screen:
     """A bfloat16 copy of an encoder, and how far it is off.
 
-    With `w'` and `x'` the rounded encoder and activation, `<x, w> - <x', w'>` is at most `|x| |w - w'| + |x - x'| |w'|`;
-    the sums themselves are off by at most `d` units in the last place of float32, relative to `|x| |w'|`.
+    With `w'` and `x'` the rounded encoder and activation, `<x, w> - <x', w'>` is at most
+    `|x| |w - w'| + |x - x'| |w'|`; the sums are off by at most `d` units in the last place of float32, relative to
+    `|x| |w'|`.
 
     Args:
         encoder: Rows of the encoder, one per latent; read, not kept up to date: see `refresh`.
@@ -52,9 +53,8 @@ class Screen:
 
     def refresh(self) -> None:
         """Round the encoder anew: needed after anybody else wrote into it."""
-        encoder, rounded = self.encoder.numpy(), self.rounded.view(torch.int16).numpy()
-        errors, norms = self.errors.numpy(), self.norms.numpy()
-        spread(len(encoder), lambda first, last: kernels.round_rows(first, last, encoder, rounded, errors, norms))
+        bits = self.rounded.view(torch.int16)
+        spread(len(bits), kernels.round_rows, self.encoder, bits, self.errors, self.norms)
 
     def blocks(self, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"]) -> Iterator[ScreenedBlock]:
         """`centred encoder^T + offset`, block by block. A block is overwritten by the next."""

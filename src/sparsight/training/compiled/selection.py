@@ -16,17 +16,9 @@ ROOM = 4
 def screened_top_k(screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], k: int) -> Slots:
     """The `k` largest pre-activations of each row, rectified; `k` slots for every token, those of value 0 silent."""
     values, latents = centred.new_empty(len(centred), k), torch.empty(len(centred), k, dtype=torch.int64)
-    encoder, offsets = screen.encoder.numpy(), offset.numpy()
     for block in screen.blocks(centred, offset):
-        bits, slack, top = block.bits.numpy(), block.slack.numpy(), block.largest_offset
-        x, to_values, to_latents = (t[block.rows].numpy() for t in (centred, values, latents))
-
-        def choose(first: int, last: int) -> None:
-            kernels.top_k_of_screened(
-                first, last, bits, x, encoder, offsets, slack, top, k, to_values, to_latents  # noqa: B023
-            )
-
-        spread(len(x), choose)
+        given = (block.bits, centred[block.rows], screen.encoder, offset, block.slack, block.largest_offset, k)
+        spread(len(block.bits), kernels.top_k_of_screened, *given, values[block.rows], latents[block.rows])
     tokens = torch.arange(len(centred)).repeat_interleave(k)
     return Slots(tokens, latents.flatten(), values.flatten(), len(centred))
 
@@ -77,19 +69,12 @@ def collect(
     floors = _floors(block, limit)
     if bool((floors <= 0).any()):
         return _all_above(screen, block, centred, offset, lower)
-    encoder, offsets, limits = screen.encoder.numpy(), offset.numpy(), lower.numpy()
-    x, bits, room = centred[block.rows].numpy(), block.bits.numpy(), ROOM * usual
+    room = ROOM * usual
+    given = (block.bits, floors, centred[block.rows], screen.encoder, offset, lower)
     while True:
         counts = torch.zeros(n, dtype=torch.int64)
         values, latents = torch.empty(n, room), torch.empty(n, room, dtype=torch.int64)
-        arrays = [t.numpy() for t in (counts, values, latents)]
-
-        def gather(first: int, last: int) -> bool:
-            return bool(
-                kernels.above_floor(first, last, bits, floors.numpy(), x, encoder, offsets, limits, *arrays)  # noqa: B023
-            )
-
-        if all(spread(n, gather)):
+        if all(spread(n, kernels.above_floor, *given, counts, values, latents)):
             break
         room = int(counts.max())
     filled = torch.arange(room) < counts[:, None]

@@ -33,9 +33,9 @@ class CompiledStep:
     def __init__(self, dictionary: AbstractDictionary) -> None:
         self.dictionary: Any = dictionary
         m, d = dictionary.atoms.shape
-        with torch.no_grad():
-            self.dictionary.W_enc.data = self.dictionary.W_enc.data.T.contiguous().T
-        self.screen = Screen(self.dictionary.W_enc.detach().T)
+        encoder: Any = dictionary.W_enc
+        encoder.data = encoder.data.T.contiguous().T
+        self.screen = Screen(encoder.detach().T)
         self.to_atoms, self.to_encoder = torch.zeros(m, d), torch.zeros(m, d)
         # The offset's gradient by reconstruction, which moves the encoder's input too, and by revival, which does not.
         self.to_offset, self.by_revival = torch.zeros(m), torch.zeros(m)
@@ -101,21 +101,17 @@ class CompiledStep:
         g, pull = x.new_empty(b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
         squares = x.new_empty(b, n_prefixes)
         atoms, b_dec = self.dictionary.atoms.detach(), self.dictionary.b_dec.detach()
-        given = (starts, groups, slots.latents, slots.values, x, atoms, b_dec, scales, g, pull, squares)
-        arrays = [tensor.numpy() for tensor in given]
-        spread(b, lambda first, last: kernels.decode_and_pull(first, last, *arrays))
+        given = (starts, groups, slots.latents, slots.values, x, atoms, b_dec, scales)
+        spread(b, kernels.decode_and_pull, *given, g, pull, squares)
         pull *= slots.values > 0  # the rectifier's derivative
         return g, pull, squares.double().mean(dim=0).to(x.dtype)
 
-    def _sum_by_latent(
-        self, centred: Tensor, g: Tensor, slots: Slots, rows: Tensor, pull: Tensor, add: bool
-    ) -> None:
+    def _sum_by_latent(self, centred: Tensor, g: Tensor, slots: Slots, rows: Tensor, pull: Tensor, add: bool) -> None:
         order = torch.empty_like(slots.latents)
         kernels.sort_by_latent(slots.latents.numpy(), self.starts.numpy(), order.numpy())
         given = (self.starts, order, slots.tokens, rows, slots.values, pull, g, centred)
         sums = (self.to_atoms, self.to_encoder, self.to_offset)
-        arrays = [tensor.numpy() for tensor in (*given, *sums)]
-        spread(len(self.along), lambda first, last: kernels.gradients_by_latent(first, last, *arrays, add))
+        spread(len(self.along), kernels.gradients_by_latent, *given, *sums, add)
 
     def _revive(self, x: Tensor, residual: Tensor, dead: Tensor, share: float) -> Tensor:
         """The auxiliary loss on a copy of the dead part of the dictionary; adds its gradients."""
@@ -146,9 +142,8 @@ class CompiledStep:
     def gradient_norm(self) -> Float[Tensor, ""]:
         """Norm of all gradients together, the atoms' without their components along the atoms."""
         dictionary = self.dictionary
-        given = (dictionary.atoms.detach(), self.to_atoms, self.to_encoder, self.along, self.squares)
-        arrays = [tensor.numpy() for tensor in given]
-        spread(len(self.along), lambda first, last: kernels.tangent_and_norms(first, last, *arrays))
+        given = (dictionary.atoms.detach(), self.to_atoms, self.to_encoder)
+        spread(len(self.along), kernels.tangent_and_norms, *given, self.along, self.squares)
         rest = sum(offset.grad.double().square().sum() for offset in (dictionary.b_enc, dictionary.b_dec))
         norm: Tensor = (self.squares.sum() + rest).sqrt()
         return norm.float()
@@ -171,13 +166,12 @@ class CompiledStep:
         averages = [_averages(optimizer, weight) for weight in (dictionary.atoms, dictionary.W_enc)]
         step = float(optimizer.state[dictionary.atoms]["step"])
         scalars = (shrink, rate / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, group["eps"])
-        of_atoms = [t.numpy() for t in (dictionary.atoms.detach(), self.to_atoms, self.along, *averages[0])]
-        screen = self.screen
-        encoder = [t.numpy() for t in (screen.encoder, self.to_encoder, *(average.T for average in averages[1]))]
-        copies = [t.numpy() for t in (screen.rounded.view(torch.int16), screen.errors, screen.norms)]
-        m = dictionary.n_latents
-        spread(m, lambda first, last: kernels.adam_on_the_sphere(first, last, *of_atoms, *scalars))
-        spread(m, lambda first, last: kernels.adam_and_round(first, last, *encoder, *scalars, *copies))
+        m, screen = dictionary.n_latents, self.screen
+        atoms = (dictionary.atoms.detach(), self.to_atoms, self.along)
+        spread(m, kernels.adam_on_the_sphere, *atoms, *averages[0], *scalars)
+        encoder = (screen.encoder, self.to_encoder, *(average.T for average in averages[1]))
+        copies = (screen.rounded.view(torch.int16), screen.errors, screen.norms)
+        spread(m, kernels.adam_and_round, *encoder, *scalars, *copies)
 
 
 def _averages(optimizer: torch.optim.Adam, weight: Tensor) -> tuple[Tensor, Tensor]:

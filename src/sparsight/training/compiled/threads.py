@@ -3,27 +3,32 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
-# Ranges for each thread: rows differ in what they cost.
-RANGES = 4
+# So many that threads end together though rows differ in what they cost, so few that starting one costs nothing.
+RANGES = 16
 
 
-def spread(n: int, work: Callable[[int, int], T]) -> list[T]:
-    """`work(first, last)` on ranges that make up `0 .. n`; results in their order.
+def spread(n: int, kernel: Callable[..., T], *arguments: Any) -> list[T]:
+    """`kernel(first, last, *arguments)` on ranges that make up `0 .. n`; results in their order.
 
-    The ranges do not depend on the number of threads, so that sums over their results do not either.
+    Args:
+        n: Rows.
+        kernel: A compiled loop.
+        arguments: The rest of its arguments; tensors become arrays that share their memory.
     """
-    size = max(1, -(-n // 32))
+    given = [argument.numpy() if isinstance(argument, Tensor) else argument for argument in arguments]
+    size = max(1, -(-n // RANGES))
     ranges = [(first, min(first + size, n)) for first in range(0, n, size)]
     threads = torch.get_num_threads()
     if threads == 1 or len(ranges) < 2:
-        return [work(*each) for each in ranges]
-    return list(_pool(threads).map(lambda each: work(*each), ranges))
+        return [kernel(*each, *given) for each in ranges]
+    return list(_pool(threads).map(lambda each: kernel(*each, *given), ranges))
 
 
 @lru_cache(maxsize=4)
