@@ -20,7 +20,7 @@ from sparsight.training.member import Member
 pytest.importorskip("numba")
 
 from sparsight.training.compiled.screen import Screen
-from sparsight.training.compiled.selection import screened_batch_top_k, screened_top_k
+from sparsight.training.compiled.selection import collect, screened_batch_top_k, screened_top_k
 
 CPU = torch.device("cpu")
 
@@ -162,6 +162,24 @@ def test_screening_never_changes_the_choice(k: int, shift: float) -> None:
     assert float(largest[len(found) :].sum()) <= len(largest) * float(known.max())
     assert bool(((true[batch.tokens, batch.latents] - batch.values).abs() < known[batch.tokens, 0]).all())
     assert torch.equal(batch.tokens, batch.tokens.sort().values)
+
+
+def test_nothing_above_a_limit_is_screened_out() -> None:
+    """Entries packed so densely around the limit that bfloat16 puts some of them on its wrong side."""
+    g = torch.Generator().manual_seed(4)
+    encoder = torch.nn.functional.normalize(torch.ones(400, 32) + 0.01 * torch.randn(400, 32, generator=g), dim=1)
+    x = torch.ones(20, 32) + 0.01 * torch.randn(20, 32, generator=g)
+    pre = x.double() @ encoder.double().T
+    lower = torch.full((400,), float(pre.median()))
+    screen, offset = Screen(encoder), torch.zeros(400)
+    (block,) = screen.blocks(x, offset)
+    assert bool(((block.bits.view(torch.bfloat16).double() > lower) != (pre > lower)).any())
+    tokens, latents, values = collect(screen, block, x, offset, lower, usual=1)  # too little room at first
+    found = torch.zeros(20, 400, dtype=torch.bool)
+    found[tokens, latents] = True
+    sure = (pre - lower).abs() > 1e-6
+    assert torch.equal(found[sure], (pre > lower)[sure])
+    assert bool(((pre[tokens, latents] - values).abs() < 1e-5).all())
 
 
 def test_threads_change_no_bit() -> None:
