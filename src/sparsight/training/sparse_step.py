@@ -96,14 +96,12 @@ def sparse_top_k(
     b_dec: Float[Tensor, " d"],
     *,
     k: int,
-    rectify: bool = True,
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"], Int64[Tensor, "b k"]]:
-    """Reconstruct `x` from its `k` largest pre-activations; gradients equal those of the dense computation.
+    """Reconstruct `x` from its `k` largest pre-activations, rectified; gradients equal those of the dense computation.
 
     Args:
         x, W_enc, b_enc, atoms, b_dec: As in `TopKDictionary`; all differentiable.
         k: Latents in a token, between 1 and `m`.
-        rectify: Set negative values among the `k` to 0.
     Returns:
         Reconstruction (differentiable), values and latents of the code (not differentiable).
     """
@@ -114,11 +112,10 @@ def sparse_top_k(
         return code @ atoms + b_dec, values.detach(), latents
     with torch.no_grad():
         values, latents = top_k_latents(x - b_dec, W_enc, b_enc, k)
-        if rectify:
-            values = values.relu()
+        values = values.relu()
         tokens = torch.arange(len(x), device=x.device).repeat_interleave(k)
         slots = Slots(tokens, latents.flatten(), values.flatten(), len(x))
-    return decode_slots(x, W_enc, b_enc, atoms, b_dec, slots, tokens, len(x), rectify) + b_dec, values, latents
+    return decode_slots(x, W_enc, b_enc, atoms, b_dec, slots, tokens, len(x), True) + b_dec, values, latents
 
 
 def sparse_batch_top_k(
