@@ -140,14 +140,15 @@ def test_passes_that_no_dictionary_changes_are_made_once_for_all_dictionaries(mo
     batches = contexts(lm=lm)
     store = store_of_model(lm, batches)
     dictionaries = [topk_dictionary(site=SITE, model="tiny", seed=seed).double() for seed in (0, 1)]
-    alone = [evaluate(dictionary, store, model=lm) for dictionary in dictionaries]
+    lone = {"gap_tokens": 0, "baseline_tokens": 0}
+    alone = [evaluate(dictionary, store, model=lm, **lone) for dictionary in dictionaries]
     passes, logits = [], lm.logits
     monkeypatch.setattr(lm, "logits", lambda *args, **kwargs: (passes.append(1), logits(*args, **kwargs))[1])
     known = KnownLosses(clean_bytes=clean_bytes)
     for dictionary, expected, n in zip(dictionaries, alone, (4, n_later), strict=True):
         passes.clear()
-        assert evaluate(dictionary, store, model=lm, known=known).loss == expected.loss
-        assert len(passes) == n * len(batches)
+        assert evaluate(dictionary, store, model=lm, known=known, **lone).loss == expected.loss
+        assert len(passes) == n * len(batches) + 2  # each activation spliced in its own place, and clean
     assert alone[0].loss != alone[1].loss
     with pytest.raises(ValueError, match="known losses are of another model, site, store"):
         evaluate(dictionaries[0], store, model=lm, known=known, loss_tokens=10)

@@ -90,8 +90,8 @@ def train(
         str | None,
         typer.Option(
             "--revive",
-            help="How dead latents come back: through an auxiliary loss ('aux', the default), or started anew where the "
-            "reconstruction is worst ('resample').",
+            help="How dead latents come back: through an auxiliary loss ('aux', the default), or by a new start where "
+            "the reconstruction is worst ('resample').",
         ),
     ] = None,
     start: Annotated[
