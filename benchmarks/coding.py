@@ -8,10 +8,11 @@ is timed, the fast search is held against the dense one, row by row. Rounds are 
 round times every contender once, and a ratio is the median over rounds of two times of the same round; so a machine
 that others use disturbs all alike. `--clock cpu` counts processor time instead of the wall's, for such machines.
 
-Approximate searches are timed last, with the share of their choices that they proved and their loss beside the exact
-search's on the same signals. SPAMS makes its Gram matrix in every call, so its rate depends on how many signals a call
-gets: it is timed with `--signals` and, once, with `--long-call`; so is our table made in the call. `--refit` times
-least squares on given supports at k = 64.
+The exact search with a kept table runs in compiled code where numba is installed, and a second time in torch's
+operations alone. Approximate searches are timed last, with the share of their choices that they proved and their loss
+beside the exact search's on the same signals. SPAMS makes its Gram matrix in every call, so its rate depends on how
+many signals a call gets: it is timed with `--signals` and, once, with `--long-call`; so is our table made in the call.
+`--refit` times least squares on given supports at k = 64.
 
 A peer that is not installed is skipped and named. `--peers FOLDER` also looks in the folders inside FOLDER, made by
 `pip install --no-deps --target FOLDER/NAME NAME`, which leaves torch alone.
@@ -44,6 +45,7 @@ from sparsight.coding import (
     orthogonal_matching_pursuit,
     refit,
 )
+from sparsight.coding.kernels.compiled import status
 
 SIZES = {"XS": (128, 1024, 16), "S": (512, 4096, 32), "M": (768, 16384, 32)}
 
@@ -149,12 +151,17 @@ def spams(threads: int) -> Callable[[Tensor, int], Callable[[Tensor], Tensor]]:
     return build
 
 
-def contenders(atoms: Tensor, table: GramTable, k: int, n: int, threads: int) -> tuple[list[Contender], dict[str, str]]:
+def contenders(
+    atoms: Tensor, table: GramTable, plain: GramTable, k: int, n: int, threads: int
+) -> tuple[list[Contender], dict[str, str]]:
     """Ours, then every peer that can be had; and why the others cannot."""
     few = max(8, n // 16)
     found = [
         Contender("gradient pursuit, dense", lambda x: gradient_pursuit(x, atoms, k, search="dense"), n),
         Contender("gradient pursuit, table kept", lambda x: gradient_pursuit(x, atoms, k, search=table), n),
+        Contender(
+            "gradient pursuit, table kept, torch alone", lambda x: gradient_pursuit(x, atoms, k, search=plain), n
+        ),
         Contender(
             "gradient pursuit, table made in the call", lambda x: gradient_pursuit(x, atoms, k, search="gram"), n
         ),
@@ -282,16 +289,17 @@ def main() -> None:
         sys.path.extend(str(folder) for folder in arguments.peers.iterdir() if folder.is_dir())
     d, n_latents, k = SIZES[arguments.size]
     x, atoms, support = planted(d, n_latents, k, arguments.signals)
-    table = GramTable(atoms)
-    check(x[:128], atoms, table, k)
-    found, missing = contenders(atoms, table, k, arguments.signals, arguments.threads)
-    approximate, searches = screened(atoms, table, k, arguments.signals)
+    table, plain = GramTable(atoms), GramTable(atoms, compiled=False)
+    for each in (table, plain):
+        check(x[:128], atoms, each, k)
+    found, missing = contenders(atoms, table, plain, k, arguments.signals, arguments.threads)
+    approximate, searches = screened(atoms, plain, k, arguments.signals)
     found += approximate
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     rows = measure(found, x, atoms, support, arguments.rounds, clock)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     setting = f"d={d}, {n_latents} atoms, k={k}, {arguments.rounds} rounds, {arguments.threads} thread(s)"
-    print(f"{setting}, {arguments.clock} time; {machine}; load {os.getloadavg()[0]:.1f}\n")
+    print(f"{setting}, {arguments.clock} time; exact search: {status()}; {machine}; load {os.getloadavg()[0]:.1f}\n")
     print(f"{'coder':42s} {'signals':>8s} {'per second':>11s} {'ratio':>7s} {'FVU':>7s} {'recall':>7s}")
     for row in rows:
         print(
