@@ -82,8 +82,9 @@ def top_k_of_screened(
                     kept[n_kept] = j
                     n_kept += 1
         n_exact += n_kept
+        _dots(x[t], encoder, kept, n_kept, exact)
         for c in range(n_kept):
-            exact[c] = _dot(x[t], encoder[kept[c]]) + offset[kept[c]]
+            exact[c] += offset[kept[c]]
         _largest_first(exact, kept, n_kept, k, values[t], latents[t])
     return n_exact
 
@@ -147,6 +148,25 @@ def _dot(a: Array, b: Array) -> float:
 
 @_compiled
 @no_type_check
+def _dots(x: Array, rows: Array, which: Array, n: int, found: Array) -> None:
+    """`<x, rows[which]>`, four at a time: the memory brings several rows in the time of one."""
+    whole = n // 4 * 4
+    for first in range(0, whole, 4):
+        r0, r1 = rows[which[first]], rows[which[first + 1]]
+        r2, r3 = rows[which[first + 2]], rows[which[first + 3]]
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for c in range(len(x)):
+            s0 += x[c] * r0[c]
+            s1 += x[c] * r1[c]
+            s2 += x[c] * r2[c]
+            s3 += x[c] * r3[c]
+        found[first], found[first + 1], found[first + 2], found[first + 3] = s0, s1, s2, s3
+    for position in range(whole, n):
+        found[position] = _dot(x, rows[which[position]])
+
+
+@_compiled
+@no_type_check
 def _largest_first(exact: Array, kept: Array, n_kept: int, k: int, values: Array, latents: Array) -> None:
     """Insert into the k largest so far, in descending order; an equal one goes behind those before it."""
     filled = 0
@@ -200,23 +220,30 @@ def above_floor(
     as_bits = np.empty(1, np.int32)
     as_float = as_bits.view(np.float32)
     room = values.shape[1]
+    kept = np.empty(m, np.int32)
+    exact = np.empty(m, np.float32)
     enough = True
     for t in range(first, last):
         row = bits[t]
         as_float[0] = floors[t]
         floor = np.int16(as_bits[0] >> 16)  # rounded down
         _group_maxima(row, maxima)
-        n = 0
+        n, n_kept = 0, 0
         for g in range(n_groups):
             if maxima[g] >= floor:
                 for j in range(g * GROUP, min(m, (g + 1) * GROUP)):
                     if row[j] >= floor:
-                        value = _dot(x[t], encoder[j]) + offset[j]
-                        if value > lower[j]:
-                            if n < room:
-                                values[t, n] = value
-                                latents[t, n] = j
-                            n += 1
+                        kept[n_kept] = j
+                        n_kept += 1
+        _dots(x[t], encoder, kept, n_kept, exact)
+        for c in range(n_kept):
+            j = kept[c]
+            value = exact[c] + offset[j]
+            if value > lower[j]:
+                if n < room:
+                    values[t, n] = value
+                    latents[t, n] = j
+                n += 1
         counts[t] = n
         enough = enough and n <= room
     return enough
@@ -245,7 +272,7 @@ def decode_and_pull(
     `p` on, and slots of a token ascend by group. With `r_p` their errors, `squares[t, p] = |r_p|^2`, and row `t P + p`
     of `g` becomes the gradient of `sum_q scales_q / 2 |r_q|^2` by what group `p` adds up to:
     `sum_{q >= p} scales_q r_q`.
-    `pull = <g, atom>` for every slot, in its group's row. An atom is read twice while it is in the cache.
+    `pull = <g, atom>` for every slot of positive value, in its group's row. An atom is read twice while it is in the cache.
     """
     d, n_prefixes = atoms.shape[1], len(scales)
     running = np.empty(d, np.float32)
@@ -271,7 +298,8 @@ def decode_and_pull(
             for c in range(d):
                 row[c] += after[c]
         for s in range(starts[t], starts[t + 1]):
-            pull[s] = _dot(g[t * n_prefixes + groups[s]], atoms[latents[s]])
+            # The rectifier lets nothing through to a value of 0.
+            pull[s] = _dot(g[t * n_prefixes + groups[s]], atoms[latents[s]]) if values[s] > 0 else np.float32(0)
 
 
 @_compiled

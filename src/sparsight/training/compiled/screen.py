@@ -8,7 +8,7 @@ from jaxtyping import Float, Int16
 from torch import Tensor
 
 from sparsight.training.compiled import kernels
-from sparsight.training.compiled.threads import spread
+from sparsight.training.compiled.threads import Room, spread
 
 # Pre-activations of one block of rows: they stay in the last cache until their largest are found.
 BLOCK = 2**22
@@ -48,7 +48,7 @@ class Screen:
         self.rounded = torch.zeros(m, d, dtype=torch.bfloat16)
         # Squares: of each row's rounding error and of its rounded norm.
         self.errors, self.norms = torch.zeros(m), torch.zeros(m)
-        self._pre = torch.zeros(0, dtype=torch.bfloat16)
+        self._room = Room()
         self.refresh()
 
     def refresh(self) -> None:
@@ -59,17 +59,18 @@ class Screen:
     def blocks(self, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"]) -> Iterator[ScreenedBlock]:
         """`centred encoder^T + offset`, block by block. A block is overwritten by the next."""
         (n, d), m = centred.shape, len(self.encoder)
-        rough = centred.bfloat16()
-        norms = centred.norm(dim=1)
+        rough = self._room.take("rough", n, d, dtype=torch.bfloat16)
+        off, norms = self._room.take("off", n), self._room.take("norms", n)
+        spread(n, kernels.round_rows, centred, rough.view(torch.int16), off, norms)
+        off, norms = off.sqrt(), norms.sqrt()
         largest = float(self.norms.max().sqrt())
         sums = 2 * d * torch.finfo(torch.float32).eps * largest
-        slack = norms * (float(self.errors.max().sqrt()) + sums) + (centred - rough).norm(dim=1) * largest
+        slack = (norms + off) * (float(self.errors.max().sqrt()) + sums) + off * largest
         rough_offset, largest_offset = offset.bfloat16(), float(offset.abs().max())
         size = max(1, min(n, BLOCK // m))
-        if self._pre.numel() < size * m:
-            self._pre = torch.zeros(size * m, dtype=torch.bfloat16)
+        block = self._room.take("block", size, m, dtype=torch.bfloat16)
         for first in range(0, n, size):
             rows = slice(first, min(first + size, n))
-            pre = self._pre[: (rows.stop - rows.start) * m].view(-1, m)
+            pre = block[: rows.stop - rows.start]
             torch.addmm(rough_offset, rough[rows], self.rounded.T, out=pre)
             yield ScreenedBlock(rows, pre.view(torch.int16), slack[rows], largest_offset)

@@ -12,7 +12,7 @@ from sparsight.dictionaries.selection import Slots
 from sparsight.training.compiled import kernels
 from sparsight.training.compiled.screen import Screen
 from sparsight.training.compiled.selection import screened_batch_top_k, screened_top_k
-from sparsight.training.compiled.threads import spread
+from sparsight.training.compiled.threads import Room, spread
 from sparsight.training.objectives import Objective
 from sparsight.training.objectives.terms import objective_of, revival
 
@@ -40,6 +40,7 @@ class CompiledStep:
         # The offset's gradient by reconstruction, which moves the encoder's input too, and by revival, which does not.
         self.to_offset, self.by_revival = torch.zeros(m), torch.zeros(m)
         self.to_b_dec = torch.zeros(d)
+        self.room = Room()
         self.starts = torch.zeros(m + 1, dtype=torch.int64)
         self.along, self.squares = torch.zeros(m), torch.zeros(m, dtype=torch.float64)
 
@@ -52,15 +53,17 @@ class CompiledStep:
             add: Whether the parameters hold gradients of other rows already, to be added to.
         """
         config, b = self.dictionary.config, len(x)
-        centred = x - self.dictionary.b_dec
+        centred = torch.sub(x, self.dictionary.b_dec, out=self.room.take("centred", *x.shape))
         slots = self.select(centred)
         widths, weights = self._prefixes()
-        groups = torch.searchsorted(widths, slots.latents, right=True)
+        one = len(widths) == 1
+        groups = torch.zeros_like(slots.latents) if one else torch.searchsorted(widths, slots.latents, right=True)
         g, pull, errors = self._decode(x, slots, groups, weights * (2 * share / b))
         if not add:
             self.to_b_dec.zero_()
             self.by_revival.zero_()
-        self._sum_by_latent(centred, g, slots, groups + slots.tokens * len(widths), pull, add)
+        rows = slots.tokens if one else groups + slots.tokens * len(widths)
+        self._sum_by_latent(centred, g, slots, rows, pull, add)
         self.to_b_dec += g.view(b, len(widths), -1)[:, 0].sum(dim=0)
         terms = {"reconstruction": errors[-1]}
         if len(widths) > 1:
@@ -98,12 +101,11 @@ class CompiledStep:
         b, n_prefixes = len(x), len(scales)
         starts = torch.zeros(b + 1, dtype=torch.int64)
         starts[1:] = torch.bincount(slots.tokens, minlength=b).cumsum(dim=0)
-        g, pull = x.new_empty(b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
+        g, pull = self.room.take("g", b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
         squares = x.new_empty(b, n_prefixes)
         atoms, b_dec = self.dictionary.atoms.detach(), self.dictionary.b_dec.detach()
         given = (starts, groups, slots.latents, slots.values, x, atoms, b_dec, scales)
         spread(b, kernels.decode_and_pull, *given, g, pull, squares)
-        pull *= slots.values > 0  # the rectifier's derivative
         return g, pull, squares.double().mean(dim=0).to(x.dtype)
 
     def _sum_by_latent(self, centred: Tensor, g: Tensor, slots: Slots, rows: Tensor, pull: Tensor, add: bool) -> None:
