@@ -73,6 +73,12 @@ _ALL: tuple[Study, ...] = (
         "Sam Marks' comments on Gated dictionaries, and the reading he credits to Jannik Brinkmann",
         "sparsight.studies.gated_loss",
     ),
+    Study(
+        "biased-judge",
+        "Can SHIFT be judged from the biased inputs alone, and which hypotheses do they leave undecidable?",
+        "Sam Marks' comments on SHIFT",
+        "sparsight.studies.biased_judge",
+    ),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
