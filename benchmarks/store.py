@@ -487,13 +487,16 @@ def main() -> None:
                     for name, value in rounds[-1][contender.name].items()
                 }
                 print(f"round {number} {contender.name}: {figures}", file=sys.stderr, flush=True)
+                if options.out:  # as far as it is: a run may be cut short
+                    options.out.write_text(json.dumps(record(rounds, rows, options.warm), indent=1) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(rounds, rows)
-    if options.out:
-        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        record = {"rows": rows, "width": WIDTH, "warm": options.warm, "machine": machine, "rounds": rounds}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def record(rounds: list[dict[str, dict[str, float]]], rows: int, warm: bool) -> dict[str, Any]:
+    machine = {"processor": platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"rows": rows, "width": WIDTH, "warm": warm, "machine": machine, "rounds": rounds}
 
 
 def show(rounds: list[dict[str, dict[str, float]]], rows: int) -> None:

@@ -49,9 +49,7 @@ def fetch(files: Sequence[Path], tensors: Sequence[Tensor], segments: Sequence[S
         _read(files[read[0].shard], tensors[read[0].shard], row, read, out)
 
     if sum(segment.end - segment.begin for segment in segments) * row >= len(reads) * _PIECE or len(reads) < _READERS:
-        for read, following in zip(reads, [*reads[1:], None], strict=True):
-            if following is not None:
-                _announce(files[following[0].shard], tensors[following[0].shard], row, following)
+        for read in reads:
             work(read)
         return
     with ThreadPoolExecutor(_READERS, thread_name_prefix="row-reader") as workers:
@@ -82,7 +80,7 @@ def _read(path: Path, tensor: Tensor, row: int, group: list[Segment], out: Tenso
     with path.open("rb", buffering=0) as file:
         if (group[-1].end - group[0].begin) * row < _PIECE and (advise := getattr(os, "posix_fadvise", None)):
             advise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        file.seek(_offset(tensor, row, group))
+        file.seek(int(tensor.storage_offset()) * tensor.element_size() + group[0].begin * row)
         for begin in range(group[0].begin, group[-1].end, step):
             end = min(begin + step, group[-1].end)
             at = group[0].at + begin - group[0].begin
@@ -94,19 +92,6 @@ def _read(path: Path, tensor: Tensor, row: int, group: list[Segment], out: Tenso
                     out[part.at + low - part.begin : part.at + high - part.begin].copy_(
                         piece[low - begin : high - begin]
                     )
-
-
-def _announce(path: Path, tensor: Tensor, row: int, group: list[Segment]) -> None:
-    """Let the disk begin with a read that comes later: nothing else is read ahead from one file into the next."""
-    if advise := getattr(os, "posix_fadvise", None):
-        with path.open("rb", buffering=0) as file:
-            n = min(2 * _PIECE, (group[-1].end - group[0].begin) * row)
-            advise(file.fileno(), _offset(tensor, row, group), n, os.POSIX_FADV_WILLNEED)
-
-
-def _offset(tensor: Tensor, row: int, group: list[Segment]) -> int:
-    """Where a read begins in its file."""
-    return int(tensor.storage_offset()) * tensor.element_size() + group[0].begin * row
 
 
 def _fill(file: RawIOBase, view: memoryview, path: Path) -> None:
