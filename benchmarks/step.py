@@ -33,6 +33,7 @@ PEERS = {
     "topk": ("sparsify", "dictionary_learning", "saelens"),
     "batchtopk": ("dictionary_learning", "saelens"),
     "matryoshka": ("dictionary_learning",),
+    "jumprelu": ("dictionary_learning", "saelens"),
 }
 WORKER = Path(__file__).with_name("step_worker.py")
 
@@ -97,7 +98,7 @@ def dense_gradients(x: Tensor, W_enc: Tensor, atoms: Tensor, architecture: str, 
     m = len(atoms)
     widths = (m // 8, m // 4, m // 2, m) if architecture == "matryoshka" else (m,)
     errors = [(x - code[:, :width] @ atoms[:width]).square().sum(dim=1).mean() for width in widths]
-    torch.stack(errors).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(errors).sum().backward()
     found = {"atoms": atoms.grad, "W_enc": W_enc.grad, "b_enc": b_enc.grad}
     return {name: gradient for name, gradient in found.items() if gradient is not None}
 

@@ -2,9 +2,9 @@
 
     python benchmarks/step_worker.py CONTENDER ARCHITECTURE D N_LATENTS K BATCH THREADS
 
-Answers each line on stdin with one line of JSON: `steps N` takes N steps and says how long they took; `gradients FOLDER`
-reads weights and a batch from FOLDER and writes its gradients of the reconstruction there; `memory` says the largest
-memory ever held. Each steps as its users would run it: its own trainer's step, its own defaults, float32.
+Answers each line on stdin with one line of JSON: `steps N` takes N steps and says how long they took;
+`gradients FOLDER` reads weights and a batch from FOLDER and writes its gradients of the reconstruction there; `memory`
+says the largest memory ever held. Each steps as its users would run it: its own trainer's step and defaults, float32.
 """
 
 import json
@@ -36,7 +36,7 @@ def activations(d: int, batch: int) -> list[Tensor]:
 
 
 def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) -> Contender:
-    from sparsight.dictionaries import BatchTopK, Matryoshka, TopK
+    from sparsight.dictionaries import BatchTopK, JumpReLU, Matryoshka, TopK
     from sparsight.training import Training
     from sparsight.training.member import Member
 
@@ -44,6 +44,7 @@ def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) 
         "topk": lambda: TopK(m, k),
         "batchtopk": lambda: BatchTopK(m, k),
         "matryoshka": lambda: Matryoshka(m, k, widths=(m // 8, m // 4, m // 2)),
+        "jumprelu": lambda: JumpReLU(m, target_l0=float(k)),
     }
     training = Training(n_tokens=10**9, batch_size=batch, step=step)
     member = Member("it", configs[architecture](), d, training, torch.device("cpu"))
@@ -65,19 +66,22 @@ def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) 
 def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    of = {
-        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
-        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+    of: dict[str, Any] = {
+        "topk": lambda: TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=m, k=k)),
+        "batchtopk": lambda: BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d, d_sae=m, k=k)),
+        "jumprelu": lambda: JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=d, d_sae=m)),
     }
-    sae_class, config_class = of[architecture]
-    sae: Any = sae_class(config_class(d_in=d, d_sae=m, k=k))
+    sae = of[architecture]()
     config = SAETrainerConfig(10**9, batch, lr=1e-4, lr_end=1e-5, logger=LoggingConfig(log_to_wandb=False))
     trainer: Any = SAETrainer(config, sae, iter(()))
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        if architecture == "jumprelu":
+            return {}  # thresholds of its own
         with torch.no_grad():
             sae.W_dec.copy_(given["atoms"])
             sae.W_enc.copy_(given["W_enc"])
@@ -93,19 +97,25 @@ def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
 
 def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
     from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    of: dict[str, Any] = {"topk": TopKTrainer, "batchtopk": BatchTopKTrainer, "matryoshka": MatryoshkaBatchTopKTrainer}
-    more: dict[str, Any] = {"group_fractions": [1 / 8, 1 / 8, 1 / 4, 1 / 2]} if architecture == "matryoshka" else {}
-    trainer = of[architecture](
-        steps=10**6, activation_dim=d, dict_size=m, k=k, layer=0, lm_name="none", device="cpu", lr=1e-4, seed=0, **more
+    of: dict[str, Any] = {
+        "topk": (TopKTrainer, {"k": k}),
+        "batchtopk": (BatchTopKTrainer, {"k": k}),
+        "matryoshka": (MatryoshkaBatchTopKTrainer, {"k": k, "group_fractions": [1 / 8, 1 / 8, 1 / 4, 1 / 2]}),
+        "jumprelu": (JumpReluTrainer, {"target_l0": float(k)}),
+    }
+    trainer_class, more = of[architecture]
+    trainer = trainer_class(
+        steps=10**6, activation_dim=d, dict_size=m, layer=0, lm_name="none", device="cpu", lr=1e-4, seed=0, **more
     )
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
         ae = trainer.ae
-        if architecture == "matryoshka":
-            return {}  # its prefixes' losses are weighted and divided otherwise
+        if architecture in ("matryoshka", "jumprelu"):
+            return {}  # prefixes' losses weighted and divided otherwise; thresholds of its own
         with torch.no_grad():
             ae.decoder.weight.copy_(given["atoms"].T)
             ae.encoder.weight.copy_(given["W_enc"].T)

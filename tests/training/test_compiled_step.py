@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsight.dictionaries import BatchTopK, DictionaryConfig, JumpReLU, Matryoshka, TopK
+from sparsight.dictionaries import BatchTopK, DictionaryConfig, Gated, JumpReLU, Matryoshka, TopK
 from sparsight.training import Training, train
 from sparsight.training.adam import AdamRule
 from sparsight.training.compiled import choice
@@ -62,7 +62,7 @@ def gradients(it: Member, x: Tensor, dead: Tensor) -> tuple[Any, dict[str, Tenso
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(("topk", "batchtopk", "matryoshka")),
+    kind=st.sampled_from(("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu to a target")),
     d=st.integers(1, 40),
     m=st.integers(1, 150),
     n=st.integers(1, 30),
@@ -80,6 +80,8 @@ def test_gradients_are_those_of_the_dense_step(
         "topk": lambda: TopK(m, k),
         "batchtopk": lambda: BatchTopK(m, k),
         "matryoshka": lambda: Matryoshka(m, k, widths=inner),
+        "jumprelu": lambda: JumpReLU(m, l0=0.01, bandwidth=0.3 * scale, threshold=scale),
+        "jumprelu to a target": lambda: JumpReLU(m, target_l0=k, bandwidth=0.3 * scale, threshold=1.5 * scale),
     }
     config = configs[kind]()
     x = rows(n, d, seed, scale)
@@ -111,6 +113,22 @@ def test_twenty_steps_lead_where_dense_steps_lead(config: DictionaryConfig) -> N
     for (name, p), q in zip(sparse.dictionary.named_parameters(), dense.dictionary.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-3, atol=2e-4), name
     torch.testing.assert_close(sparse.dictionary.atoms.norm(dim=1), torch.ones(96))
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 1.0])
+def test_parts_of_a_batch_add_up_whether_sparse_or_dense(threshold: float) -> None:
+    """At a low threshold all parts are dense, at a high one none, between some."""
+    config = JumpReLU(64, l0=0.01, threshold=threshold, bandwidth=0.05)
+    sparse, dense = (member(config, 16, step, accumulate=8) for step in ("sparse", "dense"))
+    x, dead = rows(16, 16, 2), torch.arange(64) < 9
+    x[:6] *= 0.3
+    (one, mine), (other, true) = gradients(sparse, x, dead), gradients(dense, x, dead)
+    torch.testing.assert_close(one.loss, other.loss, rtol=1e-4, atol=1e-6)
+    assert mine.keys() == true.keys()
+    for name, gradient in true.items():
+        assert torch.allclose(mine[name], gradient, rtol=1e-3, atol=1e-6), name
+    compiled: Any = rule_of(sparse).compiled
+    assert compiled.dense_now == (threshold < 1)
 
 
 def test_parts_of_a_batch_add_up() -> None:
@@ -164,6 +182,12 @@ def test_screening_never_changes_the_choice(k: int, shift: float) -> None:
     assert torch.equal(batch.tokens, batch.tokens.sort().values)
 
 
+def found_above(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found = collect(*given, 0.25)
+    assert found is not None
+    return found
+
+
 def test_nothing_above_a_limit_is_screened_out() -> None:
     """At a limit far below the usual size of an entry bfloat16 puts some of them on its wrong side."""
     g = torch.Generator().manual_seed(4)
@@ -174,7 +198,7 @@ def test_nothing_above_a_limit_is_screened_out() -> None:
     screen, offset = Screen(encoder), torch.zeros(4000)
     (block,) = screen.blocks(x, offset)
     assert bool(((block.bits.view(torch.bfloat16) < lower) & (pre > lower)).any())
-    tokens, latents, values = collect(screen, block, x, offset, lower, usual=1)  # too little room at first
+    tokens, latents, values = found_above(screen, block, x, offset, lower)
     found = torch.zeros(20, 4000, dtype=torch.bool)
     found[tokens, latents] = True
     sure = (pre - lower).abs() > 1e-6
@@ -256,7 +280,7 @@ def test_the_step_is_chosen_by_settings_and_installation(monkeypatch: pytest.Mon
     assert not compiled(config)  # compiling would take longer than training
     assert not compiled(config, **large, step="dense")
     assert not compiled(config, **large, precision="bf16")
-    assert not compiled(JumpReLU(4096, l0=0.1), **large)
+    assert not compiled(Gated(4096, l1=0.1), **large)
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     assert importlib.util.find_spec("numba") is not None
     assert not compiled(config, **large)

@@ -102,14 +102,22 @@ class AdamRule:
                 stack.enter_context(dense_codes(self.training.step == "dense"))
                 if self.training.precision == "bf16":
                     stack.enter_context(torch.autocast(x.device.type, torch.bfloat16))
-                if self.compiled is not None:
-                    objective = self.compiled.gradients(rows, dead, share, add=len(parts) > 0)
-                else:
-                    objective = self._objective(rows, dead, sparsity)
-                    (objective.loss * share).backward()  # type: ignore[no-untyped-call]
+                objective = self._part(rows, dead, sparsity, share, add=len(parts) > 0)
             parts.append(objective)
             shares.append(share)
         return whole_batch(parts, shares)
+
+    def _part(self, x: Tensor, dead: Tensor, sparsity: float, share: float, *, add: bool) -> Objective:
+        """The objective of a part, `share` times its gradients added to those of the parts before."""
+        if self.compiled is not None:
+            found: Objective | None = self.compiled.gradients(x, dead, sparsity, share, add=add)
+            if found is not None:
+                return found
+        objective = self._objective(x, dead, sparsity)
+        (objective.loss * share).backward()  # type: ignore[no-untyped-call]
+        if self.compiled is not None:
+            self.compiled.adopt()
+        return objective
 
     def _objective(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
         if self.shards is None:

@@ -107,7 +107,7 @@ def sparse_top_k(
     """
     if _DENSE.get():
         values, latents = top_k(torch.addmm(b_enc, x - b_dec, W_enc), k)
-        values = values.relu() if rectify else values
+        values = values.relu()
         code = values.new_zeros(len(x), W_enc.shape[1]).scatter(1, latents, values)
         return code @ atoms + b_dec, values.detach(), latents
     with torch.no_grad():

@@ -272,7 +272,7 @@ def decode_and_pull(
     `p` on, and slots of a token ascend by group. With `r_p` their errors, `squares[t, p] = |r_p|^2`, and row `t P + p`
     of `g` becomes the gradient of `sum_q scales_q / 2 |r_q|^2` by what group `p` adds up to:
     `sum_{q >= p} scales_q r_q`.
-    `pull = <g, atom>` for every slot of positive value, in its group's row. An atom is read twice while it is in the cache.
+    `pull = <g, atom>` for every slot, in its group's row. An atom is read twice while it is in the cache.
     """
     d, n_prefixes = atoms.shape[1], len(scales)
     running = np.empty(d, np.float32)
@@ -298,8 +298,7 @@ def decode_and_pull(
             for c in range(d):
                 row[c] += after[c]
         for s in range(starts[t], starts[t + 1]):
-            # The rectifier lets nothing through to a value of 0.
-            pull[s] = _dot(g[t * n_prefixes + groups[s]], atoms[latents[s]]) if values[s] > 0 else np.float32(0)
+            pull[s] = _dot(g[t * n_prefixes + groups[s]], atoms[latents[s]])
 
 
 @_compiled
@@ -350,11 +349,12 @@ def gradients_by_latent(
         for position in range(starts[i], starts[i + 1]):
             s = order[position]
             value, weight = values[s], pull[s]
-            up, x = g[rows[s]], centred[tokens[s]]
-            for c in range(d):
-                to_atoms[i, c] += value * up[c]
-                to_encoder[i, c] += weight * x[c]
-            to_offset[i] += weight
+            if value != 0 or weight != 0:
+                up, x = g[rows[s]], centred[tokens[s]]
+                for c in range(d):
+                    to_atoms[i, c] += value * up[c]
+                    to_encoder[i, c] += weight * x[c]
+                to_offset[i] += weight
 
 
 @_compiled

@@ -22,13 +22,15 @@ class ScreenedBlock:
         rows: Which rows.
         bits: bfloat16 as integers: of positive numbers the order is the same.
         slack: Bound on the error of a row's entries, without the rounding of the entries themselves.
-        largest_offset: Largest magnitude among the offsets.
+        largest_offset: Largest magnitude among the offsets, lift included.
+        lift: What was added to all entries.
     """
 
     rows: slice
     bits: Int16[Tensor, "b m"]
     slack: Float[Tensor, " b"]
     largest_offset: float
+    lift: float
 
 
 class Screen:
@@ -56,8 +58,14 @@ class Screen:
         bits = self.rounded.view(torch.int16)
         spread(len(bits), kernels.round_rows, self.encoder, bits, self.errors, self.norms)
 
-    def blocks(self, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"]) -> Iterator[ScreenedBlock]:
-        """`centred encoder^T + offset`, block by block. A block is overwritten by the next."""
+    def blocks(
+        self, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], *, lifted: bool = False
+    ) -> Iterator[ScreenedBlock]:
+        """`centred encoder^T + offset`, block by block. A block is overwritten by the next.
+
+        Args:
+            lifted: Add to all entries as much as makes those positive that are so in truth.
+        """
         (n, d), m = centred.shape, len(self.encoder)
         rough = self._room.take("rough", n, d, dtype=torch.bfloat16)
         off, norms = self._room.take("off", n), self._room.take("norms", n)
@@ -66,11 +74,15 @@ class Screen:
         largest = float(self.norms.max().sqrt())
         sums = 2 * d * torch.finfo(torch.float32).eps * largest
         slack = (norms + off) * (float(self.errors.max().sqrt()) + sums) + off * largest
-        rough_offset, largest_offset = offset.bfloat16(), float(offset.abs().max())
+        largest_offset, lift = float(offset.abs().max()), 0.0
+        if lifted:
+            lift = 2 * (float(slack.max()) + 2 * kernels.BF16_ROUNDING * largest_offset)
+            offset, largest_offset = offset + lift, largest_offset + lift
+        rough_offset = offset.bfloat16()
         size = max(1, min(n, BLOCK // m))
         block = self._room.take("block", size, m, dtype=torch.bfloat16)
         for first in range(0, n, size):
             rows = slice(first, min(first + size, n))
             pre = block[: rows.stop - rows.start]
             torch.addmm(rough_offset, rough[rows], self.rounded.T, out=pre)
-            yield ScreenedBlock(rows, pre.view(torch.int16), slack[rows], largest_offset)
+            yield ScreenedBlock(rows, pre.view(torch.int16), slack[rows], largest_offset, lift)

@@ -9,8 +9,8 @@ from sparsight.training.compiled import kernels
 from sparsight.training.compiled.screen import Screen, ScreenedBlock
 from sparsight.training.compiled.threads import spread
 
-# Room for the entries of a row, in units of what a row needs on average; more is made where it does not suffice.
-ROOM = 4
+# Room for the entries of a row; more is made where it does not suffice.
+ROOM = 512
 
 
 def screened_top_k(screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], k: int) -> Slots:
@@ -33,21 +33,42 @@ def screened_batch_top_k(
     """
     for slack in (SLACK, 4 * SLACK, None):
         threshold = None if slack is None else slack * n_kept / len(centred)
-        slots = _above(screen, centred, offset, threshold, max(1, -(-n_kept // len(centred))))
+        slots = _above(screen, centred, offset, threshold)
         if len(slots.values) >= n_kept or slack is None:
             break
     kept = _largest(slots.values, n_kept)
     return Slots(slots.tokens[kept], slots.latents[kept], slots.values[kept], slots.n_tokens)
 
 
-def _above(screen: Screen, centred: Tensor, offset: Tensor, per_row: float | None, usual: int) -> Slots:
+def _above(screen: Screen, centred: Tensor, offset: Tensor, per_row: float | None) -> Slots:
     """All pre-activations above a threshold that about `per_row` of a row exceed; above 0 without it."""
     lower = torch.zeros_like(offset)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for block in screen.blocks(centred, offset):
         if not parts and per_row is not None:
             lower.fill_(_guess(block, per_row))
-        parts.append(collect(screen, block, centred, offset, lower, usual))
+        found = collect(screen, block, centred, offset, lower, float(lower[0]))
+        assert found is not None  # any number will do
+        parts.append(found)
+    tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Slots(tokens, latents, values, len(centred))
+
+
+def screened_above(
+    screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], lower: Float[Tensor, " m"], most: int
+) -> Slots | None:
+    """All pre-activations above their latent's limit; None where some token has more than `most` of them.
+
+    Screened is by how far each exceeds its limit, moved up by what screening may be off: of positive numbers in
+    bfloat16 the order is that of their bits.
+    """
+    above = offset - lower
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for block in screen.blocks(centred, above, lifted=True):
+        found = collect(screen, block, centred, offset, lower, block.lift, most)
+        if found is None:
+            return None
+        parts.append(found)
     tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
     return Slots(tokens, latents, values, len(centred))
 
@@ -61,23 +82,36 @@ def _guess(block: ScreenedBlock, per_row: float) -> float:
 
 
 def collect(
-    screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Tensor, lower: Tensor, usual: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, latents and values of a block's pre-activations above `lower`, one limit for all latents."""
-    n = len(block.bits)
-    limit = float(lower.max())
+    screen: Screen,
+    block: ScreenedBlock,
+    centred: Tensor,
+    offset: Tensor,
+    lower: Tensor,
+    limit: float,
+    most: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Tokens, latents and values of a block's pre-activations above the `lower` of their latent.
+
+    Args:
+        limit: What the block's screened numbers of such entries exceed but for their errors.
+        most: Give up (None) where a token has more of them.
+    """
+    n, m = block.bits.shape
     floors = _floors(block, limit)
     if bool((floors <= 0).any()):
         return _all_above(screen, block, centred, offset, lower)
-    room = ROOM * usual
+    room = min(m, ROOM)
     given = (block.bits, floors, centred[block.rows], screen.encoder, offset, lower)
     while True:
         counts = torch.zeros(n, dtype=torch.int64)
         values, latents = torch.empty(n, room), torch.empty(n, room, dtype=torch.int64)
-        if all(spread(n, kernels.above_floor, *given, counts, values, latents)):
+        enough = all(spread(n, kernels.above_floor, *given, counts, values, latents))
+        room = int(counts.max()) if n else 0
+        if most is not None and room > most:
+            return None
+        if enough:
             break
-        room = int(counts.max())
-    filled = torch.arange(room) < counts[:, None]
+    filled = torch.arange(values.shape[1]) < counts[:, None]
     rows = torch.arange(block.rows.start, block.rows.stop).repeat_interleave(counts)
     return rows, latents[filled], values[filled]
 
