@@ -4,6 +4,7 @@ from sparsight.circuits.effects import latent_effects
 from sparsight.circuits.effects_record import Effects, SiteEffects
 from sparsight.circuits.metric import Bench, Metric, Passes, log_probability, logit_difference, probe
 from sparsight.circuits.nodes import AbstractNodes, DictionaryNodes, DirectionNodes, NeuronNodes, nodes_of
+from sparsight.circuits.pairs import Pairs, read_pairs
 from sparsight.circuits.smoothing import SmoothedNodes
 from sparsight.circuits.splice import Change, NodeValues, Splice, put_together, take_apart
 
@@ -17,6 +18,7 @@ __all__ = [
     "Metric",
     "NeuronNodes",
     "NodeValues",
+    "Pairs",
     "Passes",
     "SiteEffects",
     "SmoothedNodes",
@@ -27,5 +29,6 @@ __all__ = [
     "nodes_of",
     "probe",
     "put_together",
+    "read_pairs",
     "take_apart",
 ]

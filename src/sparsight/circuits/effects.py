@@ -1,8 +1,8 @@
 """What nodes do to a metric: by changing them one by one, or from gradients along the way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -30,13 +30,14 @@ def latent_effects(
     corrupted: Tokens | None,
     metric: Metric | Judge,
     *,
-    method: Method = "integrated_gradients",
+    method: str = "integrated_gradients",
     steps: int = 10,
-    rule: Rule = "midpoint",
+    rule: str = "midpoint",
     jumps: bool = True,
-    ablation: Ablation = "paired",
+    ablation: str = "paired",
     joint: bool = False,
-    error: ErrorTreatment = "kept",
+    error: str = "kept",
+    at: Sequence[Site] | None = None,
     batch_size: int = 32,
     progress: bool = False,
 ) -> Effects:
@@ -71,6 +72,7 @@ def latent_effects(
         joint: Change the nodes of all sites together, so that those of later sites do not respond: effects are direct
             ones, and add up over all sites.
         error: What becomes of the errors of other sites.
+        at: Sites whose effects are asked for; the dictionaries of others only stand there. All by default.
         batch_size: Sequences in one pass, and those whose nodes are held at once.
         progress: Show a bar on stderr.
     Returns:
@@ -85,11 +87,16 @@ def latent_effects(
         circuits", 2024, for latents and errors as nodes. We depart from the latter by the midpoint rule (theirs is the
         left one), by counting jumps, and by saying what the effects leave out.
     """
-    settings = _Settings(method, steps, rule, jumps, joint)
+    settings = _Settings(_named("method", method, Method), steps, _named("rule", rule, Rule), jumps, joint)
     nodes = nodes_of(lm, dictionary)
+    asked = list(nodes) if at is None else [site for site in nodes if site in at]
+    if not asked or len(asked) < len(set(nodes if at is None else at)):
+        raise ValueError(
+            f"no dictionary stands at some of {sorted(map(str, at or ()))}; they are at {sorted(map(str, nodes))}"
+        )
+    ends = Ends(lm, nodes, _named("ablation", ablation, Ablation), _named("error", error, ErrorTreatment))
     _check_sequences(clean, corrupted, ablation)
     judged = metric if isinstance(metric, Metric) else Metric(metric)
-    ends = Ends(lm, nodes, ablation, error)
     passes = Passes()
     means: dict[Site, MeanNodes] = {}
     if ablation == "mean" and corrupted is not None:
@@ -100,11 +107,11 @@ def latent_effects(
             rows = slice(first, first + batch_size)
             bench = Bench(lm, judged, clean[rows].to(lm.device), first, batch_size, passes)
             patch = corrupted[rows].to(lm.device) if ablation == "paired" and corrupted is not None else None
-            parts.append(_batch_effects(bench, ends, patch, means, settings))
+            parts.append(_batch_effects(bench, ends, asked, patch, means, settings))
             advance(len(bench.tokens))
     gated = error != "kept" and not joint and len(nodes) > 1
     return Effects(
-        sites={site: _joined([part[site] for part in parts]) for site in nodes},
+        sites={site: _joined([part[site] for part in parts]) for site in asked},
         method=settings.describe(gated),
         regime="gated path" if gated else "smooth path",
         passes=passes,
@@ -120,9 +127,7 @@ class _Settings:
     joint: bool
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {self.method!r}")
-        points(self.rule, self.steps)
+        points(self.rule, self.steps)  # refuses fewer than one step
 
     def describe(self, gated: bool) -> str:
         if self.method != "integrated_gradients":
@@ -132,9 +137,14 @@ class _Settings:
         return f"integrated gradients, {self.rule} rule, {self.steps} steps"
 
 
-def _check_sequences(clean: Tokens, corrupted: Tokens | None, ablation: Ablation) -> None:
-    if ablation not in get_args(Ablation):
-        raise ValueError(f"ablation must be one of {', '.join(get_args(Ablation))}, got {ablation!r}")
+def _named(name: str, value: str, known: Any) -> Any:
+    """The value, if it is one of those known."""
+    if value not in get_args(known):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    return value
+
+
+def _check_sequences(clean: Tokens, corrupted: Tokens | None, ablation: str) -> None:
     if (corrupted is None) != (ablation == "zero"):
         needs = "takes no corrupted sequences; pass None" if ablation == "zero" else "needs corrupted sequences"
         raise ValueError(f"ablation={ablation!r} {needs}")
@@ -151,12 +161,18 @@ def _check_sequences(clean: Tokens, corrupted: Tokens | None, ablation: Ablation
 
 
 def _batch_effects(
-    bench: Bench, ends: Ends, patch: Tokens | None, means: Mapping[Site, MeanNodes], settings: _Settings
+    bench: Bench,
+    ends: Ends,
+    asked: list[Site],
+    patch: Tokens | None,
+    means: Mapping[Site, MeanNodes],
+    settings: _Settings,
 ) -> dict[Site, SiteEffects]:
     """Effects of the nodes of every site for one batch of sequences."""
     by_gradient = settings.method == "attribution" and not settings.joint
     run = ends.clean(bench, probed=by_gradient)
-    contrasts = ends.contrasts(bench, run, patch, means)
+    found_contrasts = ends.contrasts(bench, run, patch, means)
+    contrasts = {site: found_contrasts[site] for site in asked}
     ways = {site: contrast.way(ends.nodes[site]) for site, contrast in contrasts.items()}
     starts = {site: contrast.start for site, contrast in contrasts.items()}
     standing = ends.standing(bench, run)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -140,6 +141,17 @@ class Effects(Mapping[Site, SiteEffects]):
         if len(self.sites) != 1:
             raise ValueError(f"there are effects at {len(self.sites)} sites; take those of one: effects[site]")
         return next(iter(self.sites.values()))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `effects.json`, the summary, and `effects.safetensors`, the effects of every node of every site."""
+        from safetensors.torch import save_file
+
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        names = ("indices", "values", "change", "errors", "silent", "total", "n_flips")
+        tensors = {f"{s}/{name}": getattr(at, name).contiguous() for s, at in self.sites.items() for name in names}
+        save_file(tensors, path / "effects.safetensors")
+        (path / "effects.json").write_text(self.to_json() + "\n", encoding="utf-8")
 
     def top(self, n: int = 10) -> list[tuple[Site, int, float]]:
         """The `n` latents of largest mean effect, by magnitude: site, latent, effect."""

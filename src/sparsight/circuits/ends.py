@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -66,10 +66,6 @@ class Ends:
     nodes: dict[Site, AbstractNodes]
     ablation: Ablation
     error: ErrorTreatment
-
-    def __post_init__(self) -> None:
-        if self.error not in get_args(ErrorTreatment):
-            raise ValueError(f"error must be one of {', '.join(get_args(ErrorTreatment))}, got {self.error!r}")
 
     def splice(self, tokens: Tokens) -> Splice:
         """The dictionaries in the run they are read in."""

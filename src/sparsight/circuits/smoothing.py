@@ -20,7 +20,7 @@ class SmoothedNodes(AbstractNodes):
 
     kind: ClassVar[str] = "latent"
 
-    def __init__(self, nodes: DictionaryNodes, width: float) -> None:
+    def __init__(self, nodes: AbstractNodes, width: float) -> None:
         """Smooth the gates of a dictionary.
 
         Args:
@@ -32,9 +32,10 @@ class SmoothedNodes(AbstractNodes):
         if width <= 0:
             raise ValueError(f"width must be positive, got {width}")
         known = (ReLUDictionary, GatedDictionary, JumpReLUDictionary, TopKDictionary)
-        if not isinstance(nodes.dictionary, known):
-            raise ValueError(f"gates of a {nodes.dictionary.config.architecture} dictionary cannot be smoothed")
-        self._nodes, self.width = nodes, width
+        if not isinstance(nodes, DictionaryNodes) or not isinstance(nodes.dictionary, known):
+            what = nodes.dictionary.config.architecture if isinstance(nodes, DictionaryNodes) else nodes.kind
+            raise ValueError(f"only gates of ReLU, Gated, JumpReLU and TopK dictionaries can be smoothed, got {what}")
+        self._nodes, self._dictionary, self.width = nodes, nodes.dictionary, width
         self.reads, self.writes, self.atoms = nodes.reads, nodes.writes, nodes.atoms
 
     @property
@@ -51,7 +52,7 @@ class SmoothedNodes(AbstractNodes):
         return self._nodes.offset(x)
 
     def _values_and_margin(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        dictionary = self._nodes.dictionary
+        dictionary = self._dictionary
         if isinstance(dictionary, GatedDictionary):
             gate, values, _ = dictionary.paths(x)
             return values, gate

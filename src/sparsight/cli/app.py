@@ -11,7 +11,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sparsight import __version__
-from sparsight.cli import code, compare, convert, demo, doctor, evaluate, harvest, organism, store, study, suite, train
+from sparsight.cli import (
+    code,
+    compare,
+    convert,
+    demo,
+    doctor,
+    effects,
+    evaluate,
+    harvest,
+    organism,
+    store,
+    study,
+    suite,
+    train,
+)
 from sparsight.errors import SparsightError
 
 # New versions of typer carry their own copy of click, old ones use the installed one: this finds the right class.
@@ -35,6 +49,7 @@ app.command("suite")(suite.suite)
 app.command("code")(code.code)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("effects")(effects.effects)
 app.command("convert")(convert.convert)
 app.command("push")(convert.push)
 app.command("study")(study.study)
