@@ -58,7 +58,9 @@ def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) 
         rule._written()
         rule.optimizer.zero_grad(set_to_none=True)
         rule._gradients(given["x"], torch.zeros(m, dtype=torch.bool), 1.0)
-        return {name: getattr(dictionary, name).grad.contiguous() for name in ("atoms", "W_enc", "b_enc")}
+        if rule.compiled is None:
+            return {name: getattr(dictionary, name).grad.contiguous() for name in ("atoms", "W_enc", "b_enc")}
+        return {name: t.contiguous() for name, t in rule.compiled.dense_gradients().items() if name != "b_dec"}
 
     return lambda x, number: member.step(x, 1e-4, 1.0) and None, gradients
 

@@ -56,8 +56,9 @@ def gradients(it: Member, x: Tensor, dead: Tensor) -> tuple[Any, dict[str, Tenso
     rule = rule_of(it)
     rule.optimizer.zero_grad(set_to_none=True)
     objective = rule._gradients(x, dead, 1.0)
-    found = {name: p.grad.clone() for name, p in it.dictionary.named_parameters() if p.grad is not None}
-    return objective, found
+    if rule.compiled is not None:
+        return objective, rule.compiled.dense_gradients()
+    return objective, {name: p.grad.clone() for name, p in it.dictionary.named_parameters() if p.grad is not None}
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,28 +116,22 @@ def test_twenty_steps_lead_where_dense_steps_lead(config: DictionaryConfig) -> N
     torch.testing.assert_close(sparse.dictionary.atoms.norm(dim=1), torch.ones(96))
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.3, 1.0])
-def test_parts_of_a_batch_add_up_whether_sparse_or_dense(threshold: float) -> None:
-    """At a low threshold all parts are dense, at a high one none, between some."""
+@pytest.mark.parametrize(("threshold", "dense"), [(0.05, True), (1.5, False)])
+def test_where_many_latents_are_active_the_step_is_a_dense_one(threshold: float, dense: bool) -> None:
     config = JumpReLU(64, l0=0.01, threshold=threshold, bandwidth=0.05)
-    sparse, dense = (member(config, 16, step, accumulate=8) for step in ("sparse", "dense"))
-    x, dead = rows(16, 16, 2), torch.arange(64) < 9
-    x[:6] *= 0.3
-    (one, mine), (other, true) = gradients(sparse, x, dead), gradients(dense, x, dead)
-    torch.testing.assert_close(one.loss, other.loss, rtol=1e-4, atol=1e-6)
+    sparse, plain = (member(config, 16, step) for step in ("sparse", "dense"))
+    x, dead = 2 * rows(16, 16, 2), torch.arange(64) < 9
+    compiled: Any = rule_of(sparse).compiled
+    assert (compiled.select(x) is None) == dense
+    (one, mine), (other, true) = gradients(sparse, x, dead), gradients(plain, x, dead)
+    torch.testing.assert_close(one.loss.detach(), other.loss.detach(), rtol=1e-4, atol=1e-6)
     assert mine.keys() == true.keys()
     for name, gradient in true.items():
         assert torch.allclose(mine[name], gradient, rtol=1e-3, atol=1e-6), name
-    compiled: Any = rule_of(sparse).compiled
-    assert compiled.dense_now == (threshold < 1)
-
-
-def test_parts_of_a_batch_add_up() -> None:
-    whole, parts = (member(TopK(60, 3), 16, "sparse", accumulate=n) for n in (1, 4))
-    x, dead = rows(32, 16, 0), torch.zeros(60, dtype=torch.bool)
-    (_, one), (_, four) = gradients(whole, x, dead), gradients(parts, x, dead)
-    for name, gradient in one.items():
-        torch.testing.assert_close(four[name], gradient, rtol=1e-4, atol=1e-6)
+    for it in (sparse, plain):
+        it.step(x, 1e-3, 1.0)
+    for (name, p), q in zip(sparse.dictionary.named_parameters(), plain.dictionary.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-3, atol=1e-5), name
 
 
 def test_an_atom_that_stands_twice_is_taken_in_order() -> None:
@@ -271,15 +266,17 @@ def test_the_step_is_chosen_by_settings_and_installation(monkeypatch: pytest.Mon
     large = {"n_tokens": 10**9}
     config = TopK(4096, 8)
 
-    def compiled(config: DictionaryConfig, **given: Any) -> bool:
+    def compiled(config: DictionaryConfig, processes: int = 1, **given: Any) -> bool:
         training = Training(**{"n_tokens": 1000, **given})
-        return choice.compiled_step(config.build(32), training) is not None
+        return choice.compiled_step(config.build(32), training, processes) is not None
 
     assert compiled(config, **large)
     assert compiled(config, step="sparse")
     assert not compiled(config)  # compiling would take longer than training
     assert not compiled(config, **large, step="dense")
     assert not compiled(config, **large, precision="bf16")
+    assert not compiled(config, **large, accumulate=2)
+    assert not compiled(config, **large, processes=2)
     assert not compiled(Gated(4096, l1=0.1), **large)
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     assert importlib.util.find_spec("numba") is not None

@@ -43,7 +43,7 @@ class AdamRule:
         self.optimizer = torch.optim.Adam(
             _parameter_groups(dictionary), lr=training.lr, betas=training.betas, eps=1e-10, fused=True
         )
-        self.compiled = compiled_step(dictionary, training) if shards is None else None
+        self.compiled = compiled_step(dictionary, training, current_processes().size)
 
     def step(
         self, x: Float[Tensor, "b d_in"], dead: Bool[Tensor, " n_latents"], lr: float, sparsity: float
@@ -102,17 +102,16 @@ class AdamRule:
                 stack.enter_context(dense_codes(self.training.step == "dense"))
                 if self.training.precision == "bf16":
                     stack.enter_context(torch.autocast(x.device.type, torch.bfloat16))
-                objective = self._part(rows, dead, sparsity, share, add=len(parts) > 0)
+                objective = self._part(rows, dead, sparsity, share)
             parts.append(objective)
             shares.append(share)
         return whole_batch(parts, shares)
 
-    def _part(self, x: Tensor, dead: Tensor, sparsity: float, share: float, *, add: bool) -> Objective:
+    def _part(self, x: Tensor, dead: Tensor, sparsity: float, share: float) -> Objective:
         """The objective of a part, `share` times its gradients added to those of the parts before."""
-        if self.compiled is not None:
-            found: Objective | None = self.compiled.gradients(x, dead, sparsity, share, add=add)
-            if found is not None:
-                return found
+        found: Objective | None = None if self.compiled is None else self.compiled.gradients(x, dead, sparsity)
+        if found is not None:
+            return found
         objective = self._objective(x, dead, sparsity)
         (objective.loss * share).backward()  # type: ignore[no-untyped-call]
         if self.compiled is not None:

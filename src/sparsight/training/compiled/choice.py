@@ -8,24 +8,38 @@ import torch
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.training.settings import Training
 
+# Architectures that have a compiled step.
+COMPILED = ("topk", "batchtopk", "matryoshka", "jumprelu")
 # Multiplications of a run's encoder above which the seconds of compiling are repaid, were they to be spent.
 WORTH_IT = 10**12
 
 
-def compiled_step(dictionary: AbstractDictionary, training: Training) -> Any:
-    """A `CompiledStep`, or None for a run that takes torch's operations.
+def takes_compiled_step(
+    architecture: str, size: int, training: Training, device: torch.device, processes: int = 1
+) -> bool:
+    """Whether a dictionary in training goes through compiled code.
 
-    None for other devices, precisions and architectures, where numba is not installed, and, unless a sparse step is
-    asked for, for runs so small that compiling would take longer. The choice depends on the settings and the
-    installation only: a run that goes on makes the same.
+    Not on other devices, in other precisions, for batches in parts or among processes, where numba is not installed,
+    and, unless a sparse step is asked for, for runs so small that compiling would take longer. The choice depends on
+    the settings and the installation only: a run that goes on makes the same.
+
+    Args:
+        size: Entries of the encoder.
     """
-    atoms = dictionary.atoms
-    if training.step == "dense" or training.precision != "float32" or find_spec("numba") is None:
-        return None
-    if atoms.device.type != "cpu" or atoms.dtype != torch.float32:
-        return None
-    if training.step == "auto" and training.n_tokens * atoms.numel() < WORTH_IT:
-        return None
-    from sparsight.training.compiled.step import COMPILED, CompiledStep
+    if architecture not in COMPILED or device.type != "cpu" or find_spec("numba") is None:
+        return False
+    if training.precision != "float32" or training.accumulate > 1 or processes > 1:
+        return False
+    return training.step == "sparse" or (training.step == "auto" and training.n_tokens * size >= WORTH_IT)
 
-    return CompiledStep(dictionary) if isinstance(dictionary, COMPILED) else None
+
+def compiled_step(dictionary: AbstractDictionary, training: Training, processes: int = 1) -> Any:
+    """A `CompiledStep`, or None for a run that takes torch's operations."""
+    atoms, architecture = dictionary.atoms, dictionary.config.architecture
+    if atoms.dtype != torch.float32:
+        return None
+    if not takes_compiled_step(architecture, atoms.numel(), training, atoms.device, processes):
+        return None
+    from sparsight.training.compiled.step import CompiledStep
+
+    return CompiledStep(dictionary)

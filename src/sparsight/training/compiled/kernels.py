@@ -322,6 +322,7 @@ def sort_by_latent(latents: Array, starts: Array, order: Array) -> None:
 def gradients_by_latent(
     first: int,
     last: int,
+    which: Array,
     starts: Array,
     order: Array,
     tokens: Array,
@@ -333,47 +334,56 @@ def gradients_by_latent(
     to_atoms: Array,
     to_encoder: Array,
     to_offset: Array,
-    add: bool,
 ) -> None:
-    """For each latent, over its slots: `sum value g`, `sum pull (x - b_dec)` and `sum pull`; added or written.
+    """For each latent of `which`, over its slots: `sum value g`, `sum pull (x - b_dec)` and `sum pull`.
 
     A slot's row in `g` is `rows`, in `centred` `tokens`.
     """
     d = g.shape[1]
-    for i in range(first, last):
-        if not add:
-            for c in range(d):
-                to_atoms[i, c] = 0
-                to_encoder[i, c] = 0
-            to_offset[i] = 0
+    for r in range(first, last):
+        i = which[r]
+        atom, row = to_atoms[r], to_encoder[r]
+        for c in range(d):
+            atom[c] = 0
+            row[c] = 0
+        total = np.float32(0)
         for position in range(starts[i], starts[i + 1]):
             s = order[position]
             value, weight = values[s], pull[s]
             if value != 0 or weight != 0:
                 up, x = g[rows[s]], centred[tokens[s]]
                 for c in range(d):
-                    to_atoms[i, c] += value * up[c]
-                    to_encoder[i, c] += weight * x[c]
-                to_offset[i] += weight
+                    atom[c] += value * up[c]
+                    row[c] += weight * x[c]
+                total += weight
+        to_offset[i] = total
 
 
 @_compiled
 @no_type_check
 def tangent_and_norms(
-    first: int, last: int, atoms: Array, to_atoms: Array, to_encoder: Array, along: Array, squares: Array
+    first: int,
+    last: int,
+    which: Array,
+    atoms: Array,
+    to_atoms: Array,
+    to_encoder: Array,
+    along: Array,
+    squares: Array,
 ) -> None:
     """The component of each atom's gradient along the atom, and the square of what remains plus the encoder's."""
     d = atoms.shape[1]
-    for i in range(first, last):
+    for r in range(first, last):
         inner, square, other = np.float32(0), np.float32(0), np.float32(0)
+        atom, gradient, row = atoms[which[r]], to_atoms[r], to_encoder[r]
         for c in range(d):
-            inner += to_atoms[i, c] * atoms[i, c]
+            inner += gradient[c] * atom[c]
         for c in range(d):
-            rest = to_atoms[i, c] - inner * atoms[i, c]
+            rest = gradient[c] - inner * atom[c]
             square += rest * rest
-            other += to_encoder[i, c] * to_encoder[i, c]
-        along[i] = inner
-        squares[i] = np.float64(square) + np.float64(other)
+            other += row[c] * row[c]
+        along[r] = inner
+        squares[r] = np.float64(square) + np.float64(other)
 
 
 @_compiled
@@ -382,6 +392,7 @@ def adam_on_the_sphere(
     first: int,
     last: int,
     atoms: Array,
+    position: Array,
     gradient: Array,
     along: Array,
     mean: Array,
@@ -396,6 +407,7 @@ def adam_on_the_sphere(
     """Adam along each atom's tangent, then back to norm 1, in one pass.
 
     Args:
+        position: Row of each latent in `gradient` and `along`; -1 where its gradient is 0.
         shrink: Factor of the gradient that its clipping asks for.
         rate: Learning rate over `1 - beta1^step`.
         correction: `1 / sqrt(1 - beta2^step)`.
@@ -405,18 +417,28 @@ def adam_on_the_sphere(
     beta1, beta2 = np.float32(beta1), np.float32(beta2)
     shrink, rate, correction, eps = np.float32(shrink), np.float32(rate), np.float32(correction), np.float32(eps)
     for i in range(first, last):
-        inner = along[i]
+        atom, first_average, second_average = atoms[i], mean[i], square[i]
+        r = position[i]
         norm = np.float32(0)
-        for c in range(d):
-            slope = (gradient[i, c] - inner * atoms[i, c]) * shrink
-            mean[i, c] = beta1 * mean[i, c] + rest1 * slope
-            square[i, c] = beta2 * square[i, c] + rest2 * slope * slope
-            moved = atoms[i, c] - rate * mean[i, c] / (np.sqrt(square[i, c]) * correction + eps)
-            atoms[i, c] = moved
-            norm += moved * moved
+        if r >= 0:
+            inner, slopes = along[r], gradient[r]
+            for c in range(d):
+                slope = (slopes[c] - inner * atom[c]) * shrink
+                first_average[c] = beta1 * first_average[c] + rest1 * slope
+                second_average[c] = beta2 * second_average[c] + rest2 * slope * slope
+                moved = atom[c] - rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+                atom[c] = moved
+                norm += moved * moved
+        else:
+            for c in range(d):
+                first_average[c] = beta1 * first_average[c]
+                second_average[c] = beta2 * second_average[c]
+                moved = atom[c] - rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+                atom[c] = moved
+                norm += moved * moved
         scale = np.float32(1) / np.sqrt(max(norm, np.float32(1e-38)))
         for c in range(d):
-            atoms[i, c] *= scale
+            atom[c] *= scale
 
 
 @_compiled
@@ -425,6 +447,7 @@ def adam_and_round(
     first: int,
     last: int,
     weights: Array,
+    position: Array,
     gradient: Array,
     mean: Array,
     square: Array,
@@ -444,12 +467,21 @@ def adam_and_round(
     beta1, beta2 = np.float32(beta1), np.float32(beta2)
     shrink, rate, correction, eps = np.float32(shrink), np.float32(rate), np.float32(correction), np.float32(eps)
     for i in range(first, last):
-        for c in range(d):
-            slope = gradient[i, c] * shrink
-            mean[i, c] = beta1 * mean[i, c] + rest1 * slope
-            square[i, c] = beta2 * square[i, c] + rest2 * slope * slope
-            weights[i, c] -= rate * mean[i, c] / (np.sqrt(square[i, c]) * correction + eps)
-    round_rows(first, last, weights, rounded, errors, norms)
+        row, first_average, second_average = weights[i], mean[i], square[i]
+        r = position[i]
+        if r >= 0:
+            slopes = gradient[r]
+            for c in range(d):
+                slope = slopes[c] * shrink
+                first_average[c] = beta1 * first_average[c] + rest1 * slope
+                second_average[c] = beta2 * second_average[c] + rest2 * slope * slope
+                row[c] -= rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+        else:
+            for c in range(d):
+                first_average[c] = beta1 * first_average[c]
+                second_average[c] = beta2 * second_average[c]
+                row[c] -= rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+        round_rows(i, i + 1, weights, rounded, errors, norms)
 
 
 @_compiled
