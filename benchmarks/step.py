@@ -7,9 +7,8 @@ Figures are medians over rounds, ratios medians of ratios within a round. Before
 given the same weights and batch, and its gradients of the reconstruction are compared with the dense ones in float64,
 each gradient divided by its norm (sparsify's loss is a fraction of variance: the same up to a factor).
 
-The floor is what no step can do without: one encoder matmul (at the rate measured here, in float32 and in bfloat16),
-the gathers of k rows for the decode and for the code's gradient, both weights' gradients and Adam's 28 bytes for each
-parameter, at the rate at which this machine copies memory.
+The floor is what no sparse step can do without (`sparsight.training.cost`), at the rates at which this machine
+multiplies matrices, in float32 and in bfloat16, and copies memory: both measured here, in the same run.
 """
 
 import argparse
@@ -26,6 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparsight.training.cost import Machine, step_seconds
 
 SIZES = {"T": (64, 512, 8, 256), "S": (512, 4096, 32, 2048), "M": (768, 16384, 32, 2048), "L": (768, 24576, 32, 4096)}
 OURS = ("sparsight", "sparsight-dense")
@@ -124,11 +125,12 @@ def fastest(work: Any, repeats: int = 5) -> float:
     return min(seconds)
 
 
-def floors(rate: dict[str, float], d: int, m: int, k: int, batch: int) -> dict[str, float]:
-    """Seconds of a step that no implementation can save, by the precision of the encoder's product."""
-    parameters = 2 * m * d
-    moved = 4 * (2 * batch * k * d + 2 * batch * d + parameters) + 28 * parameters
-    return {name: 2 * batch * d * m / rate[name] + moved / rate["bytes"] for name in ("float32", "bfloat16")}
+def floors(rate: dict[str, float], d: int, m: int, k: int, batch: int) -> dict[str, dict[str, float]]:
+    """Seconds of a step that no implementation can save, by the precision of the encoder's product and by phase."""
+    return {
+        name: step_seconds(Machine(products=rate[name], memory=rate["bytes"]), d=d, n_latents=m, k=k, batch=batch)
+        for name in ("float32", "bfloat16")
+    }
 
 
 def measure(contenders: list[Contender], rounds: int, least: float) -> dict[str, list[float]]:
@@ -179,7 +181,7 @@ def main() -> None:
         "size": {"d": d, "n_latents": m, "k": k, "batch": batch},
         "architecture": options.architecture,
         "rates": rate,
-        "floor_tokens_per_second": {name: batch / value for name, value in floor.items()},
+        "floor_seconds": floor,
         "contenders": {},
     }
     print(f"{'':20s} tokens/s     spread      ours/theirs   peak MB")
@@ -196,9 +198,10 @@ def main() -> None:
         }
         spread = f"{batch / max(taken):,.0f}-{batch / min(taken):,.0f}"
         print(f"{name:20s} {batch / median:8,.0f} {spread:>15s} {ratio:9.2f} {memory[name] / 1e6:12,.0f}")
-    for name, value in floor.items():
-        share = value / statistics.median(ours)
-        print(f"floor, {name:13s} {batch / value:8,.0f}   our share of it {share:.0%}")
+    for name, phases in floor.items():
+        least = sum(phases.values())
+        of = ", ".join(f"{phase} {1000 * seconds:.0f} ms" for phase, seconds in phases.items())
+        print(f"floor, {name:13s} {batch / least:8,.0f}   our share of it {least / statistics.median(ours):.0%} ({of})")
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
