@@ -43,7 +43,7 @@ def test_sizes_that_no_run_has_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_shares_and_rates_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"share is of the speed .* got share=0"):
-        run_hours(UNIT, d=1, n_latents=1, k=1, batch=1, n_tokens=1, share=0)
+    with pytest.raises(ValueError, match=r"share is of the speed .* got share=0.0"):
+        run_hours(UNIT, d=1, n_latents=1, k=1, batch=1, n_tokens=1, share=0.0)
     with pytest.raises(ValueError, match="memory must be a positive number"):
         Machine(products=1.0, memory=0.0)
