@@ -12,6 +12,7 @@ N, D = 700, 6
 NEAR = [Segment(0, 0, 3, 10), Segment(7, 0, 12, 15), Segment(10, 0, 15, 40)]
 FAR = [Segment(0, 1, 690, 700), Segment(10, 0, 0, 5), Segment(15, 1, 0, 300), Segment(315, 0, 100, 101)]
 MANY = [Segment(10 * i, i % 2, 70 * (9 - i), 70 * (9 - i) + 10) for i in range(10)]
+BACK = [Segment(0, 0, 300, 310), Segment(10, 0, 298, 302), Segment(14, 0, 100, 110)]
 ALL = [Segment(0, 0, 0, N), Segment(N, 1, 0, N)]
 
 
@@ -27,7 +28,7 @@ def shards(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("piece", [50, 1000, 4 << 20])
-@pytest.mark.parametrize("segments", [NEAR, FAR, MANY, ALL])
+@pytest.mark.parametrize("segments", [NEAR, FAR, MANY, BACK, ALL])
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_what_is_read_from_files_is_what_the_maps_hold(shards, monkeypatch, piece, segments, dtype):
     monkeypatch.setattr(fetching, "_PIECE", piece)
