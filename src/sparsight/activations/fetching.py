@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparsight.activations.shards import damaged, tensor_bytes
 
-_READERS = 4  # short reads under way at a time: a disk answers several sooner than one after the other
+_READERS = 4  # reads under way at a time: a disk answers several sooner, and while one waits another copies
+_ALONE = 1 << 20  # bytes: less is not worth starting threads
 _PIECE = 4 << 20  # bytes asked for at once; Linux is three times as slow when it is asked for a hundred megabytes
 _GAP = 1 << 16  # bytes: what lies between two segments is read along and dropped if it is no longer than this
 
@@ -30,9 +31,9 @@ def fetch(files: Sequence[Path], tensors: Sequence[Tensor], segments: Sequence[S
     """Copy rows of mapped tensors into `out`, converted to its type, by reading the files rather than the maps.
 
     A read fills its buffer at the speed of the disk; going through the map costs a page fault for every 4 KB, and its
-    pages count as memory of the process. Long segments are read one after the other, and the system reads ahead. Of
-    short ones, such as blocks in random order, it is told that none follows from another: what it would read ahead
-    behind a block is another block's neighbour, not the next block.
+    pages count as memory of the process. In long segments the system reads ahead. Of short ones, such as blocks in
+    random order, it is told that none follows from another: what it would read ahead behind a block is another block's
+    neighbour, not the next block.
 
     Args:
         files: The file of each shard.
@@ -48,7 +49,8 @@ def fetch(files: Sequence[Path], tensors: Sequence[Tensor], segments: Sequence[S
     def work(read: list[Segment]) -> None:
         _read(files[read[0].shard], tensors[read[0].shard], row, read, out)
 
-    if sum(segment.end - segment.begin for segment in segments) * row >= len(reads) * _PIECE or len(reads) < _READERS:
+    n_bytes = sum(segment.end - segment.begin for segment in segments) * row
+    if len(reads) == 1 or n_bytes < _ALONE:
         for read in reads:
             work(read)
         return
