@@ -152,16 +152,13 @@ def spams(threads: int) -> Callable[[Tensor, int], Callable[[Tensor], Tensor]]:
 
 
 def contenders(
-    atoms: Tensor, table: GramTable, plain: GramTable, k: int, n: int, threads: int
+    atoms: Tensor, table: GramTable, plain: GramTable | None, k: int, n: int, threads: int
 ) -> tuple[list[Contender], dict[str, str]]:
     """Ours, then every peer that can be had; and why the others cannot."""
     few = max(8, n // 16)
     found = [
         Contender("gradient pursuit, dense", lambda x: gradient_pursuit(x, atoms, k, search="dense"), n),
         Contender("gradient pursuit, table kept", lambda x: gradient_pursuit(x, atoms, k, search=table), n),
-        Contender(
-            "gradient pursuit, table kept, torch alone", lambda x: gradient_pursuit(x, atoms, k, search=plain), n
-        ),
         Contender(
             "gradient pursuit, table made in the call", lambda x: gradient_pursuit(x, atoms, k, search="gram"), n
         ),
@@ -177,6 +174,9 @@ def contenders(
         Contender("matching pursuit, dense", lambda x: matching_pursuit(x, atoms, k, search="dense"), n // 2),
         Contender("matching pursuit, table kept", lambda x: matching_pursuit(x, atoms, k, search=table), n),
     ]
+    if plain is not None:
+        alone = "gradient pursuit, table kept, torch alone"
+        found.append(Contender(alone, lambda x: gradient_pursuit(x, atoms, k, search=plain), n))
     peers: list[tuple[str, Callable[[Tensor, int], Callable[[Tensor], Tensor]], int]] = [
         ("scikit-learn orthogonal_mp, signed", scikit_learn, few),
         ("dictionary_learning grad_pursuit", dictionary_learning, n // 4),
@@ -282,6 +282,9 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="folder of folders with peers installed by pip --target")
     parser.add_argument("--long-call", type=int, default=0, help="signals of one long call, for what repays its table")
     parser.add_argument("--refit", action="store_true", help="also time least squares on given supports")
+    parser.add_argument(
+        "--only", nargs="+", help="beside the dense coder only exact ones whose names contain one of these"
+    )
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -289,12 +292,18 @@ def main() -> None:
         sys.path.extend(str(folder) for folder in arguments.peers.iterdir() if folder.is_dir())
     d, n_latents, k = SIZES[arguments.size]
     x, atoms, support = planted(d, n_latents, k, arguments.signals)
-    table, plain = GramTable(atoms), GramTable(atoms, compiled=False)
-    for each in (table, plain):
-        check(x[:128], atoms, each, k)
-    found, missing = contenders(atoms, table, plain, k, arguments.signals, arguments.threads)
-    approximate, searches = screened(atoms, plain, k, arguments.signals)
-    found += approximate
+    table = GramTable(atoms)
+    check(x[:128], atoms, table, k)
+    if arguments.only:
+        found, missing = contenders(atoms, table, None, k, arguments.signals, arguments.threads)
+        found = found[:1] + [c for c in found[1:] if any(text in c.name for text in arguments.only)]
+        searches: dict[str, Screening] = {}
+    else:
+        plain = GramTable(atoms, compiled=False)
+        check(x[:128], atoms, plain, k)
+        found, missing = contenders(atoms, table, plain, k, arguments.signals, arguments.threads)
+        approximate, searches = screened(atoms, plain, k, arguments.signals)
+        found += approximate
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     rows = measure(found, x, atoms, support, arguments.rounds, clock)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"

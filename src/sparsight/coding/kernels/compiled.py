@@ -25,7 +25,7 @@ VARIABLE = "SPARSIGHT_COMPILED"
 # Below this many entries of the dictionary dense products cost little.
 SMALLEST_DICTIONARY = 2**19
 # Multiplications that the dense search would make, from which on the seconds that the first use of compiled code on a
-# machine takes (about five, then it is kept on disk) are repaid within one call.
+# machine takes (about ten, then it is kept on disk) are repaid within one call.
 SMALLEST_WORK = 5e11
 
 Rule = Literal["matching", "gradient", "orthogonal"]
