@@ -56,7 +56,9 @@ format: $(READY)
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-bench: $(READY)  ## sparse coding against the installable peers
+bench: $(READY) $(PEERS_READY)  ## the training step and sparse coding beside other projects, as ratios in one run
+	$(PYTHON) benchmarks/step.py --size S --peers-python "$(PEERS_PYTHON)"
+	$(PYTHON) benchmarks/step.py --size M --peers-python "$(PEERS_PYTHON)"
 	$(PYTHON) benchmarks/coding.py
 
 docs: $(READY)  ## rewrite the generated pages (docs/commands.md)

@@ -8,10 +8,11 @@ is timed, the fast search is held against the dense one, row by row. Rounds are 
 round times every contender once, and a ratio is the median over rounds of two times of the same round; so a machine
 that others use disturbs all alike. `--clock cpu` counts processor time instead of the wall's, for such machines.
 
-Approximate searches are timed last, with the share of their choices that they proved and their loss beside the exact
-search's on the same signals. SPAMS makes its Gram matrix in every call, so its rate depends on how many signals a call
-gets: it is timed with `--signals` and, once, with `--long-call`; so is our table made in the call. `--refit` times
-least squares on given supports at k = 64.
+The exact search with a kept table runs in compiled code where numba is installed, and a second time in torch's
+operations alone. Approximate searches are timed last, with the share of their choices that they proved and their loss
+beside the exact search's on the same signals. SPAMS makes its Gram matrix in every call, so its rate depends on how
+many signals a call gets: it is timed with `--signals` and, once, with `--long-call`; so is our table made in the call.
+`--refit` times least squares on given supports at k = 64.
 
 A peer that is not installed is skipped and named. `--peers FOLDER` also looks in the folders inside FOLDER, made by
 `pip install --no-deps --target FOLDER/NAME NAME`, which leaves torch alone.
@@ -44,6 +45,7 @@ from sparsight.coding import (
     orthogonal_matching_pursuit,
     refit,
 )
+from sparsight.coding.kernels.compiled import status
 
 SIZES = {"XS": (128, 1024, 16), "S": (512, 4096, 32), "M": (768, 16384, 32)}
 
@@ -149,7 +151,9 @@ def spams(threads: int) -> Callable[[Tensor, int], Callable[[Tensor], Tensor]]:
     return build
 
 
-def contenders(atoms: Tensor, table: GramTable, k: int, n: int, threads: int) -> tuple[list[Contender], dict[str, str]]:
+def contenders(
+    atoms: Tensor, table: GramTable, plain: GramTable | None, k: int, n: int, threads: int
+) -> tuple[list[Contender], dict[str, str]]:
     """Ours, then every peer that can be had; and why the others cannot."""
     few = max(8, n // 16)
     found = [
@@ -170,6 +174,9 @@ def contenders(atoms: Tensor, table: GramTable, k: int, n: int, threads: int) ->
         Contender("matching pursuit, dense", lambda x: matching_pursuit(x, atoms, k, search="dense"), n // 2),
         Contender("matching pursuit, table kept", lambda x: matching_pursuit(x, atoms, k, search=table), n),
     ]
+    if plain is not None:
+        alone = "gradient pursuit, table kept, torch alone"
+        found.append(Contender(alone, lambda x: gradient_pursuit(x, atoms, k, search=plain), n))
     peers: list[tuple[str, Callable[[Tensor, int], Callable[[Tensor], Tensor]], int]] = [
         ("scikit-learn orthogonal_mp, signed", scikit_learn, few),
         ("dictionary_learning grad_pursuit", dictionary_learning, n // 4),
@@ -275,6 +282,9 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="folder of folders with peers installed by pip --target")
     parser.add_argument("--long-call", type=int, default=0, help="signals of one long call, for what repays its table")
     parser.add_argument("--refit", action="store_true", help="also time least squares on given supports")
+    parser.add_argument(
+        "--only", nargs="+", help="beside the dense coder only exact ones whose names contain one of these"
+    )
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -284,14 +294,21 @@ def main() -> None:
     x, atoms, support = planted(d, n_latents, k, arguments.signals)
     table = GramTable(atoms)
     check(x[:128], atoms, table, k)
-    found, missing = contenders(atoms, table, k, arguments.signals, arguments.threads)
-    approximate, searches = screened(atoms, table, k, arguments.signals)
-    found += approximate
+    if arguments.only:
+        found, missing = contenders(atoms, table, None, k, arguments.signals, arguments.threads)
+        found = found[:1] + [c for c in found[1:] if any(text in c.name for text in arguments.only)]
+        searches: dict[str, Screening] = {}
+    else:
+        plain = GramTable(atoms, compiled=False)
+        check(x[:128], atoms, plain, k)
+        found, missing = contenders(atoms, table, plain, k, arguments.signals, arguments.threads)
+        approximate, searches = screened(atoms, plain, k, arguments.signals)
+        found += approximate
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     rows = measure(found, x, atoms, support, arguments.rounds, clock)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     setting = f"d={d}, {n_latents} atoms, k={k}, {arguments.rounds} rounds, {arguments.threads} thread(s)"
-    print(f"{setting}, {arguments.clock} time; {machine}; load {os.getloadavg()[0]:.1f}\n")
+    print(f"{setting}, {arguments.clock} time; exact search: {status()}; {machine}; load {os.getloadavg()[0]:.1f}\n")
     print(f"{'coder':42s} {'signals':>8s} {'per second':>11s} {'ratio':>7s} {'FVU':>7s} {'recall':>7s}")
     for row in rows:
         print(

@@ -3,7 +3,8 @@
     python benchmarks/mixing.py --rows 1302083 --batch-size 4096
 
 The correlation of documents within a batch (docs/activations.md), over the first 64 batches of an epoch, for documents
-of equal length; last, the same for rows permuted as a whole.
+of equal length; then for a stream from a model, whose buffers hold neighbouring documents; last, for rows permuted as a
+whole.
 """
 
 import argparse
@@ -34,6 +35,15 @@ class Nothing:
         return 1
 
 
+class Neighbours(OnDisk):
+    """Buffers of neighbouring rows, as a model makes them."""
+
+    def _blocks(self, epoch: int, index: int) -> list[slice]:
+        first = index * self.blocks_per_chunk
+        numbers = range(first, min(first + self.blocks_per_chunk, self.n_blocks))
+        return [slice(i * self.block_rows, min((i + 1) * self.block_rows, len(self.store))) for i in numbers]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_302_083)
@@ -44,6 +54,8 @@ def main() -> None:
     for block in (64, 256, 1024):
         chunks = OnDisk(cast(Any, Nothing(n)), [Site.parse("embed")], 0, block, BUFFER)
         drawn[f"blocks of {block}"] = list(numbers_of_rows(chunks, size, 0, BATCHES))
+    live = Neighbours(cast(Any, Nothing(n)), [Site.parse("embed")], 0, 256, BUFFER)
+    drawn["from a model"] = list(numbers_of_rows(live, size, 0, BATCHES))
     whole = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     drawn["permuted as a whole"] = list(whole[: BATCHES * size].split(size))
     print("| | rows in a document | correlation | standard error | documents in a batch |\n|---|---|---|---|---|")

@@ -14,10 +14,11 @@ of ratios within a round, so a machine that others use disturbs all alike.
 Before each reading the system is told to drop the files from its cache; `--warm` leaves them in. What can give single
 rows (memmap, Arrow, datasets) gives rows drawn uniformly; what can only give whole files or chunks well gets the usual
 remedy, a buffer of 131,072 rows filled from random chunks and permuted, the memory that our stream takes too.
-`mixing` is the correlation of documents within a batch (docs/activations.md), documents being runs of 200 rows.
+`mixing` is the correlation of documents within a batch (docs/activations.md), documents being runs of 200 rows, or of
+5,000.
 
 `--peers FOLDER` looks for packages in the folders inside FOLDER, made by `pip install --target FOLDER/zarr zarr`. What
-is not installed is skipped and named.
+is not installed is skipped and named. `--only` takes names of contenders; the raw file and ours always run.
 """
 
 import argparse
@@ -48,8 +49,10 @@ from sparsight.activations.record import Cursor, Settings
 from sparsight.activations.writer import StoreWriter
 from sparsight.models import Site
 
-WIDTH, BATCH, BLOCK, CONTEXT, DOCUMENT = 768, 4096, 65536, 128, 200
+WIDTH, BATCH, BLOCK, CONTEXT = 768, 4096, 65536, 128
+DOCUMENTS = (200, 5000)
 BUFFER = 1 << 17
+PIECE = 4 << 20  # bytes
 SITE = Site.parse("0.resid_post")
 Rows = NDArray[np.float16]
 
@@ -114,10 +117,12 @@ class Raw:
                 file.write(memoryview(block).cast("B"))
 
     def in_order(self, folder: Path, rows: int) -> None:
-        buffer = np.empty((BLOCK, WIDTH), np.float16)
+        buffer = memoryview(np.empty((BLOCK, WIDTH), np.float16)).cast("B")
+        at, left = 0, rows * WIDTH * 2
         with (folder / "raw").open("rb", buffering=0) as file:
-            while file.readinto(memoryview(buffer).cast("B")):
-                pass
+            while left:  # a single read of a whole block is a third as fast
+                n = file.readinto(buffer[at : at + min(PIECE, left, len(buffer) - at)])
+                at, left = (at + n) % len(buffer), left - n
 
 
 class Ours:
@@ -138,7 +143,7 @@ class Ours:
                     contexts, marks = [], []
                     for begin in range(0, len(piece), CONTEXT):
                         n = min(CONTEXT, len(piece) - begin)
-                        owners = torch.arange(at + begin, at + begin + n) // DOCUMENT
+                        owners = torch.arange(at + begin, at + begin + n) // DOCUMENTS[0]
                         ids = torch.zeros(n, dtype=torch.int64)
                         contexts.append(Context(ids, special[:n], int(owners[0]), None, Cursor(), owners))
                         marks.append(~special[:n])
@@ -152,7 +157,7 @@ class Ours:
 
     def in_order(self, folder: Path, rows: int) -> None:
         store = ActivationStore(folder / "store")
-        buffer = torch.empty(BLOCK, WIDTH, dtype=torch.float16)
+        buffer = torch.from_numpy(np.empty((BLOCK, WIDTH), np.float16))  # as the others' buffers: large pages
         for begin in range(0, rows, BLOCK):
             part = slice(begin, min(begin + BLOCK, rows))
             store.rows(SITE, part, out=buffer[: part.stop - part.start])
@@ -397,9 +402,8 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def shuffled_seconds(contender: Any, folder: Path, rows: int, n_batches: int, seed: int) -> tuple[float, float]:
-    """Seconds per batch, and the mixing of the batches."""
-    owners = torch.arange(rows) // DOCUMENT
+def shuffled_seconds(contender: Any, folder: Path, rows: int, n_batches: int, seed: int) -> tuple[float, list[float]]:
+    """Seconds per batch, and the mixing of the batches for each length of documents."""
     numbers: list[Tensor] = []
     start = time.perf_counter()
     n = 0
@@ -411,7 +415,11 @@ def shuffled_seconds(contender: Any, folder: Path, rows: int, n_batches: int, se
             break
     seconds = (time.perf_counter() - start) / n
     batches = numbers or list(contender.numbers(folder, seed, n))
-    return seconds, mixing_of((owners[b] for b in batches), owners).correlation
+    mixings = []
+    for length in DOCUMENTS:
+        owners = torch.arange(rows) // length
+        mixings.append(mixing_of((owners[b] for b in batches), owners).correlation)
+    return seconds, mixings
 
 
 def measure(contender: Any, folder: Path, rows: int, options: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -437,7 +445,8 @@ def measure(contender: Any, folder: Path, rows: int, options: argparse.Namespace
     if hasattr(contender, "shuffled"):
         cold()
         n_batches = min(options.batches, rows // BATCH)
-        seconds, result["mixing"] = shuffled_seconds(contender, folder, rows, n_batches, seed)
+        seconds, mixings = shuffled_seconds(contender, folder, rows, n_batches, seed)
+        result |= {f"mixing {length}": value for length, value in zip(DOCUMENTS, mixings, strict=True)}
         result["shuffled"] = BATCH * WIDTH * 2 / 1e6 / seconds
     shutil.rmtree(folder)
     return result
@@ -450,6 +459,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10**9, help="Shuffled batches timed; default: an epoch.")
     parser.add_argument("--folder", type=Path, help="Where to write; default: a temporary folder.")
     parser.add_argument("--peers", type=Path)
+    parser.add_argument("--only", nargs="*", choices=[kind.name for kind in CONTENDERS], metavar="NAME")
     parser.add_argument("--warm", action="store_true", help="Leave files in the cache.")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -458,6 +468,8 @@ def main() -> None:
     rows = int(options.gigabytes * 1e9 / (2 * WIDTH))
     chosen = []
     for kind in CONTENDERS:
+        if options.only is not None and kind.name not in (Raw.name, Ours.name, *options.only):
+            continue
         if kind.name in NEEDS and importlib.util.find_spec(NEEDS[kind.name]) is None:
             print(f"{kind.name} is not installed: skipped", file=sys.stderr)
         else:
@@ -471,17 +483,20 @@ def main() -> None:
             for contender in chosen:
                 rounds[-1][contender.name] = measure(contender, folder / "work", rows, options, number)
                 figures = {
-                    name: round(value, 4 if name == "mixing" else 0)
+                    name: round(value, 4 if name.startswith("mixing") else 0)
                     for name, value in rounds[-1][contender.name].items()
                 }
                 print(f"round {number} {contender.name}: {figures}", file=sys.stderr, flush=True)
+                if options.out:  # as far as it is: a run may be cut short
+                    options.out.write_text(json.dumps(record(rounds, rows, options.warm), indent=1) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(rounds, rows)
-    if options.out:
-        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        record = {"rows": rows, "width": WIDTH, "warm": options.warm, "machine": machine, "rounds": rounds}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def record(rounds: list[dict[str, dict[str, float]]], rows: int, warm: bool) -> dict[str, Any]:
+    machine = {"processor": platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"rows": rows, "width": WIDTH, "warm": warm, "machine": machine, "rounds": rounds}
 
 
 def show(rounds: list[dict[str, dict[str, float]]], rows: int) -> None:
@@ -495,15 +510,19 @@ def show(rounds: list[dict[str, dict[str, float]]], rows: int) -> None:
         return statistics.median(one[over][what] / one[name][what] for one in rounds)
 
     print(f"{rows:,} rows, {rows * WIDTH * 2 / 1e9:.2f} GB; MB/s, medians of {len(rounds)} rounds")
-    print("| | write | raw / it | in order | raw / it | shuffled | ours / it | mixing | verify |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    lengths = " | ".join(f"mixing, {length:,} rows" for length in DOCUMENTS)
+    print(f"| | write | raw / it | in order | raw / it | shuffled | ours / it | {lengths} | verify |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in rounds[0]:
         cells = []
         for what, over in (("write", Raw.name), ("in order", Raw.name), ("shuffled", Ours.name)):
             value = median(name, what)
             cells += ["", ""] if value is None else [f"{value:,.0f}", f"{ratio(over, name, what):.2f}"]
-        mixing, verify = median(name, "mixing"), median(name, "verify")
-        cells += ["" if mixing is None else f"{mixing:.5f}", "" if verify is None else f"{verify:,.0f}"]
+        for length in DOCUMENTS:
+            mixing = median(name, f"mixing {length}")
+            cells.append("" if mixing is None else f"{mixing:.5f}")
+        verify = median(name, "verify")
+        cells.append("" if verify is None else f"{verify:,.0f}")
         print(f"| {name} | {' | '.join(cells)} |")
 
 

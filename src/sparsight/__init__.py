@@ -64,6 +64,9 @@ _PUBLIC = {
     "latent_adversarial_training": "sparsight.intervention",
     "mediation": "sparsight.intervention",
     "steer": "sparsight.intervention",
+    "Effects": "sparsight.circuits",
+    "Splice": "sparsight.circuits",
+    "latent_effects": "sparsight.circuits",
     "top_contexts": "sparsight.interpretation",
     "write_report": "sparsight.interpretation",
     "suite": "sparsight.suites",
@@ -97,6 +100,9 @@ if TYPE_CHECKING:
     from sparsight.activations import harvest as harvest
     from sparsight.activations import measure_mixing as measure_mixing
     from sparsight.activations import merge_stores as merge_stores
+    from sparsight.circuits import Effects as Effects
+    from sparsight.circuits import Splice as Splice
+    from sparsight.circuits import latent_effects as latent_effects
     from sparsight.codes import SparseCode as SparseCode
     from sparsight.coding import fista as fista
     from sparsight.coding import fit_scale as fit_scale

@@ -66,6 +66,18 @@ def test_rows_come_in_the_order_asked_for(folder, chosen):
     assert torch.equal(store.labels(index)["even"], (store.rows(SITE, index)[:, 0] % 2 == 0).long())
 
 
+def test_blocks_are_the_rows_of_slices_one_after_the_other(folder):
+    for store in (ActivationStore(folder), ActivationStore(folder).split("train")):
+        blocks = [slice(700, 760), slice(0, 5), slice(5, 5), slice(290, 320)]
+        out = torch.empty(95, store.width(SITE), dtype=torch.float16)
+        store.read_blocks(SITE, blocks, out)
+        assert torch.equal(out.float(), torch.cat([store.rows(SITE, block) for block in blocks]))
+        with pytest.raises(ValueError, match="out must have the 60 rows of the slices, got 95"):
+            store.read_blocks(SITE, blocks[:1], out)
+        with pytest.raises(IndexError, match="are not within"):
+            store.read_blocks(SITE, [slice(0, N + 1)], out)
+
+
 def test_rows_fill_what_is_given(folder):
     store = ActivationStore(folder)
     out = torch.empty(10, 8, dtype=torch.float16)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsight.coding import (
+    GramTable,
     SparseCode,
     fista,
     gradient_pursuit,
@@ -16,6 +17,13 @@ from sparsight.coding import (
     orthogonal_matching_pursuit,
     refit,
 )
+from sparsight.coding.kernels.compiled import is_available
+
+
+def compiled(coder):
+    """The same coder in compiled code, however small the problem."""
+    return lambda x, atoms, k, **options: coder(x, atoms, k, search=GramTable(atoms, compiled=True), **options)
+
 
 PURSUITS = {
     "matching pursuit": matching_pursuit,
@@ -27,6 +35,14 @@ PURSUITS = {
     "orthogonal matching pursuit, by table": partial(orthogonal_matching_pursuit, search="gram"),
     "matching pursuit, by table": partial(matching_pursuit, search="gram"),
 }
+if is_available():
+    PURSUITS |= {
+        "gradient pursuit, compiled": compiled(gradient_pursuit),
+        "gradient pursuit, three steps, compiled": compiled(partial(gradient_pursuit, inner_steps=3)),
+        "gradient pursuit, polished, compiled": compiled(partial(gradient_pursuit, polish=True)),
+        "orthogonal matching pursuit, compiled": compiled(orthogonal_matching_pursuit),
+        "matching pursuit, compiled": compiled(matching_pursuit),
+    }
 
 
 def lasso(x: Tensor, atoms: Tensor, k: int, *, nonnegative: bool = True) -> SparseCode:
@@ -204,7 +220,7 @@ def test_a_tolerance_stops_a_row_once_no_atom_scores_above_it(coder):
     free = scores.masked_fill(code.to_dense() > 0, 0).amax(1)
     stopped = code.l0() < 16
     assert stopped.any()
-    if coder is PURSUITS["matching pursuit"] or coder is PURSUITS["matching pursuit, by table"]:
+    if any(coder is other for name, other in PURSUITS.items() if name.startswith("matching pursuit")):
         assert (free <= 0.3 * x.norm(dim=1) + 1e-12)[stopped].all()
     assert (code.l0() <= coder(x, atoms, 16).l0()).all()
     assert (code.l0() < 16).any()

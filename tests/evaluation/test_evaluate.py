@@ -11,7 +11,7 @@ from sparsight.errors import DataError, UndefinedMetric
 from sparsight.evaluation import Evaluation, evaluate, metrics
 from sparsight.evaluation.density import Density
 from sparsight.evaluation.l0 import L0
-from sparsight.evaluation.splice import loss_added
+from sparsight.evaluation.splice import KnownLosses, loss_added
 from sparsight.models import Site
 
 
@@ -132,6 +132,26 @@ def test_the_loss_is_that_of_the_contexts_of_the_split():
     assert result.loss.kl.value == pytest.approx(whole.kl, rel=1e-6)
     assert result.loss.added.low < result.loss.added.value < result.loss.added.high
     assert "loss added / mean ablation" in result.to_table()
+
+
+@pytest.mark.parametrize(("clean_bytes", "n_later"), [(2**28, 1), (0, 2)])
+def test_passes_that_no_dictionary_changes_are_made_once_for_all_dictionaries(monkeypatch, clean_bytes, n_later):
+    lm = tiny_gpt2()
+    batches = contexts(lm=lm)
+    store = store_of_model(lm, batches)
+    dictionaries = [topk_dictionary(site=SITE, model="tiny", seed=seed).double() for seed in (0, 1)]
+    lone = {"gap_tokens": 0, "baseline_tokens": 0}
+    alone = [evaluate(dictionary, store, model=lm, **lone) for dictionary in dictionaries]
+    passes, logits = [], lm.logits
+    monkeypatch.setattr(lm, "logits", lambda *args, **kwargs: (passes.append(1), logits(*args, **kwargs))[1])
+    known = KnownLosses(clean_bytes=clean_bytes)
+    for dictionary, expected, n in zip(dictionaries, alone, (4, n_later), strict=True):
+        passes.clear()
+        assert evaluate(dictionary, store, model=lm, known=known, **lone).loss == expected.loss
+        assert len(passes) == n * len(batches) + 2  # each activation spliced in its own place, and clean
+    assert alone[0].loss != alone[1].loss
+    with pytest.raises(ValueError, match="known losses are of another model, site, store"):
+        evaluate(dictionaries[0], store, model=lm, known=known, loss_tokens=10)
 
 
 def test_a_model_without_a_causal_loss_is_said_and_the_rest_measured(store, dictionary):

@@ -8,7 +8,7 @@ import torch
 from foreign_files import D, M, assert_same, shaken
 
 from sparsight.cli import main
-from sparsight.dictionaries import BatchTopK, JumpReLU, Pursuit, TopK, Transcoder
+from sparsight.dictionaries import BatchTopK, JumpReLU, Pursuit, TopK, TopKDictionary, Transcoder
 from sparsight.dictionaries.base import DictionaryConfig
 from sparsight.errors import FormatError
 from sparsight.formats import convert, foreign, load_dictionary
@@ -72,12 +72,25 @@ def test_a_folder_that_holds_another_format_is_left_alone(tmp_path: Path) -> Non
         convert(source, tmp_path / "out", "sparsify")
 
 
-def test_a_writer_that_is_wrong_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def shift(dictionary: TopKDictionary) -> None:
+    dictionary.b_enc.add_(0.3)
+
+
+def renumber(dictionary: TopKDictionary) -> None:
+    """Reconstructions stay as they are; every code is another's."""
+    order = torch.arange(M).roll(1)
+    for parameter in (dictionary.atoms, dictionary.b_enc):
+        parameter.copy_(parameter[order])
+    dictionary.W_enc.copy_(dictionary.W_enc[:, order])
+
+
+@pytest.mark.parametrize("wrong", [shift, renumber])
+def test_a_writer_that_is_wrong_is_found_out(wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = foreign.FORMATS["saelens"]
 
     def read_wrongly(path: Path):
         dictionary = good.read(path)
-        dictionary.b_enc.add_(0.3)
+        wrong(dictionary)
         return dictionary
 
     bad = Format("saelens", good.can_read, read_wrongly, good.write)

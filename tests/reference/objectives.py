@@ -1,5 +1,7 @@
 """Slow twins of the training objectives: the formulae, dense, one term at a time."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,11 +18,23 @@ def topk_loss(parameters: dict[str, Tensor], x: Tensor, dead: Tensor, *, k: int,
     return loss
 
 
+class Through(torch.autograd.Function):
+    """A rectifier whose gradient is that of no rectifier."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
 def revival(parameters: dict[str, Tensor], x: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
     pre = (x - parameters["b_dec"].detach()) @ parameters["W_enc"] + parameters["b_enc"]
     of_dead = pre.masked_fill(~dead, -torch.inf)
     chosen = of_dead.topk(min(k_aux, int(dead.sum())), dim=1).indices
-    z = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
+    z = Through.apply(torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen)))
     explained = z @ parameters["atoms"]
     return (residual - explained).square().sum() / (residual - residual.mean(dim=0)).square().sum()
 

@@ -1,6 +1,7 @@
 """Slow twins of the objectives of dictionaries that read several sites: dense, one term at a time."""
 
 import torch
+from reference.objectives import Through
 from torch import Tensor
 
 
@@ -51,5 +52,5 @@ def crosscoder_loss(
 
 def unexplained(pre: Tensor, atoms: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
     chosen = pre.masked_fill(~dead, -torch.inf).topk(min(k_aux, int(dead.sum())), dim=1).indices
-    z = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
+    z = Through.apply(torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen)))
     return (residual - z @ atoms).square().sum() / (residual - residual.mean(dim=0)).square().sum()

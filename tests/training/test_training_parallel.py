@@ -1,5 +1,6 @@
 """Two processes give what one gives, whether they share the batch or the latents."""
 
+import os
 import subprocess
 import sys
 from functools import lru_cache
@@ -25,7 +26,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both runs, by two processes."""
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, parallel_worker.__file__, str(out)], env=environment, capture_output=True, text=True, timeout=240
     )

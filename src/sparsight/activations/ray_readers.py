@@ -5,6 +5,7 @@ the order of the text, so a store that Ray made is the store that one process ma
 record. A worker that dies is started again and given its windows again; nothing that it had in hand was written.
 """
 
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -16,6 +17,7 @@ from sparsight.activations.reading import Reading, Window, read_window
 from sparsight.activations.workers import ahead
 from sparsight.errors import DataError, ModelError, SparsightError
 
+_PATIENCE = 10.0  # seconds that a cluster has to answer
 _IN_HAND = 2  # windows given to each worker at a time: it never waits for the next
 
 
@@ -69,6 +71,7 @@ class RayReaders:
         self._ray: Any = ray
         self._mine = not ray.is_initialized()
         if self._mine:
+            _refuse_silent(address)
             try:
                 init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
             except Exception as error:  # Ray raises Exception itself when its processes do not start
@@ -121,3 +124,14 @@ class RayReaders:
             self._ray.kill(worker)
         if self._mine:
             self._ray.shutdown()
+
+
+def _refuse_silent(address: str | None) -> None:
+    """Refuse an address where nothing listens: Ray itself tries for minutes. Names such as "auto" are left to it."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ModelError(f"no Ray cluster at {address}: {error}; start one, or give the address of its head") from None

@@ -53,7 +53,7 @@ def write_shard(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> tuple[in
     text += b" " * (-len(text) % 8)
     views = [
         memoryview(len(text).to_bytes(8, "little") + text),
-        *(_bytes(piece) for name in order for piece in tensors[name]),
+        *(tensor_bytes(piece) for name in order for piece in tensors[name]),
     ]
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path), ThreadPoolExecutor(max_workers=1) as beside:
@@ -62,6 +62,7 @@ def write_shard(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> tuple[in
             with temporary.open("wb") as file:
                 for view in views:
                     file.write(view)
+                    _start_writing(file.fileno(), len(view))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -72,8 +73,16 @@ def write_shard(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> tuple[in
         return 8 + len(text) + end, crc.result()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; writing to them writes to it if it is contiguous."""
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _start_writing(descriptor: int, n_bytes: int) -> None:
+    """Let the disk begin with the bytes just written while the next are prepared; else it would wait for the flush."""
+    if advise := getattr(os, "posix_fadvise", None):
+        end = os.lseek(descriptor, 0, os.SEEK_CUR)
+        advise(descriptor, end - n_bytes, n_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _crc32(views: Sequence[memoryview]) -> int:
@@ -145,33 +154,6 @@ def map_shard(path: Path) -> dict[str, Tensor]:
     if end != len(data):
         raise damaged(path, f"has {len(data) - end} bytes that its header does not name")
     return tensors
-
-
-def read_rows(path: Path, tensor: Tensor, begin: int, end: int, out: Tensor) -> None:
-    """Copy rows of a mapped tensor into `out`, converted to its type, by reading the file rather than the map.
-
-    A read fills its buffer at the speed of the disk cache; going through the map costs a page fault for every 4 KB, and
-    its pages count as memory of the process.
-
-    Raises:
-        StoreError: the file ends before the rows do.
-    """
-    row = tensor[0].numel() * tensor.element_size() if len(tensor) else 0
-    offset = int(tensor.storage_offset()) * tensor.element_size() + begin * row
-    direct = out.dtype == tensor.dtype and out.is_contiguous()
-    step = max(1, end - begin if direct else _PIECE // max(row, 1))
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        for at in range(0, end - begin, step):
-            n = min(step, end - begin - at)
-            piece = out[at : at + n] if direct else torch.empty((n, *tensor.shape[1:]), dtype=tensor.dtype)
-            view = _bytes(piece)
-            while view:
-                if not (n_read := file.readinto(view)):
-                    raise damaged(path, "is cut short")
-                view = view[n_read:]
-            if not direct:
-                out[at : at + n].copy_(piece)
 
 
 def _entries(path: Path, header: Any) -> list[tuple[str, torch.dtype, list[int], list[int]]]:

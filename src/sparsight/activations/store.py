@@ -1,7 +1,7 @@
 """`ActivationStore`: stored activations, read from mapped files, row by row or context by context."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,16 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsight.activations.record import ShardRecord, StoreRecord, read_record, rounding_errors
+from sparsight.activations.fetching import Segment, fetch
+from sparsight.activations.opening import open_shard, scale_name, tensor_name
+from sparsight.activations.record import StoreRecord, read_record, rounding_errors
 from sparsight.activations.rounding import DTYPES
-from sparsight.activations.shards import damaged, file_crc32, map_shard, read_rows
+from sparsight.activations.shards import damaged, file_crc32
 from sparsight.activations.split import is_heldout
 from sparsight.errors import DataError, StoreError
 from sparsight.models import Site, Tokens
 
-_LARGE = 1 << 16  # bytes: from here on a file is read, not mapped
+_LARGE = 1 << 16  # bytes: from here on files are read, not mapped
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,16 @@ class ActivationStore:
         self.path = Path(path)
         self.record: StoreRecord = read_record(self.path)
         self.split_name = "all"
-        self._shards = [_open_shard(self.path, self.record, shard) for shard in self.record.shards]
+        opened = [open_shard(self.path, self.record, shard) for shard in self.record.shards]
+        self._shards = [shard.tensors for shard in opened]
+        self._files = [self.path / shard.file for shard in self.record.shards]
         self._shard_start = _cumulative([shard.rows for shard in self.record.shards])
         self._shard_contexts = _cumulative([shard.contexts for shard in self.record.shards])
-        firsts = [shard["contexts/first_row"].numpy() for shard in self._shards]
+        firsts = [shard.first_row for shard in opened]
         # Row of the whole store at which each context starts, and how many rows it has.
         self._start = np.concatenate([first[:-1] + at for first, at in zip(firsts, self._shard_start, strict=False)])
         self._n_rows = np.concatenate([np.diff(first) for first in firsts])
-        self._document = np.concatenate([shard["contexts/document_ids"].numpy() for shard in self._shards])
+        self._document = np.concatenate([shard.document_ids for shard in opened])
         self._show(np.arange(len(self._start)))
 
     def _show(self, contexts: NDArray[np.int64]) -> None:
@@ -162,10 +166,31 @@ class ActivationStore:
             ValueError: `rows` or `out` is of the wrong form.
         """
         site = self.record.sites[self._index(site)]
-        x = self._take(_tensor_name(site), rows, torch.float32, out)
+        x = self._take(tensor_name(site), rows, torch.float32, out)
         if self.record.dtype == "int8":
-            x.mul_(self._take(_scale_name(site), rows, torch.float32)[:, None])
+            x.mul_(self._take(scale_name(site), rows, torch.float32)[:, None])
         return x
+
+    def read_blocks(self, site: Site | str, blocks: Sequence[slice], out: Float[Tensor, "m d"]) -> None:
+        """What `rows` gives for each of several slices, one after the other, in one go and several reads at a time.
+
+        Args:
+            blocks: Slices of step 1 that have a start and a stop within the store.
+            out: Filled: `[m, d]` of any floating type, with as many rows as the slices together.
+        Raises:
+            StoreError: the store has no such site.
+            IndexError: a row is outside the store.
+            ValueError: `out` is not as long as the slices.
+        """
+        name = self.record.sites[self._index(site)]
+        slices = [_within(block.start, block.stop, len(self)) for block in blocks]
+        if len(out) != (n := sum(block.stop - block.start for block in slices)):
+            raise ValueError(f"out must have the {n} rows of the slices, got {len(out)}")
+        self._copy(tensor_name(name), slices, out)
+        if self.record.dtype == "int8":
+            scales = torch.empty(len(out))
+            self._copy(scale_name(name), slices, scales)
+            out.mul_(scales[:, None])
 
     def tokens(self, rows: slice | Tensor) -> TokenRows:
         """Token, document and position of rows; `rows` as in `rows()`."""
@@ -192,12 +217,7 @@ class ActivationStore:
         elif out.shape != shape or not out.is_floating_point():
             raise ValueError(f"out must be a floating tensor {list(shape)}, got {out.dtype} {list(out.shape)}")
         if isinstance(rows, slice):
-            for at, shard, begin, end in self._segments(rows.start, rows.stop):
-                source, part = self._shards[shard][name], out[at : at + end - begin]
-                if (end - begin) * source[0].numel() * source.element_size() < _LARGE:
-                    part.copy_(source[begin:end])
-                else:
-                    read_rows(self.path / self.record.shards[shard].file, source, begin, end, part)
+            self._copy(name, [rows], out)
             return out
         stored = self._stored_rows(rows.numpy())
         shard_of = np.searchsorted(self._shard_start, stored, side="right") - 1
@@ -206,6 +226,19 @@ class ActivationStore:
             local = torch.from_numpy(stored[here] - self._shard_start[shard])
             out[torch.from_numpy(here)] = self._shards[shard][name].index_select(0, local).to(out.dtype)
         return out
+
+    def _copy(self, name: str, slices: Sequence[slice], out: Tensor) -> None:
+        """Rows of slices, one slice after the other, into `out`."""
+        tensors = [shard[name] for shard in self._shards]
+        segments: list[Segment] = []
+        for rows in slices:
+            at = segments[-1].at + segments[-1].end - segments[-1].begin if segments else 0
+            segments += self._segments(rows.start, rows.stop, at)
+        if len(out) * tensors[0][0].numel() * tensors[0].element_size() < _LARGE:
+            for part in segments:
+                out[part.at : part.at + part.end - part.begin].copy_(tensors[part.shard][part.begin : part.end])
+        else:
+            fetch(self._files, tensors, segments, out)
 
     def _stored_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of this view as rows of the whole store."""
@@ -225,8 +258,8 @@ class ActivationStore:
         shard = int(np.searchsorted(self._shard_start, stored, side="right")) - 1
         return self.record.shards[shard].file, stored - int(self._shard_start[shard])
 
-    def _segments(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Neighbouring stored rows that make up rows [begin, end): place in the result, shard, from, to."""
+    def _segments(self, begin: int, end: int, at: int) -> Iterator[Segment]:
+        """Neighbouring stored rows that make up rows [begin, end), which go to row `at` of a result and those after."""
         if begin == end:
             return
         first, last = np.searchsorted(self._view_start, [begin, end - 1], side="right") - 1
@@ -239,13 +272,12 @@ class ActivationStore:
             starts[0] += begin - self._view_start[first]
             joined = np.flatnonzero(starts[1:] != ends[:-1])
             starts, ends = starts[np.r_[0, joined + 1]], ends[np.r_[joined, len(ends) - 1]]
-        at = 0
         for start, stop in zip(starts.tolist(), ends.tolist(), strict=True):
             while start < stop:
                 shard = int(np.searchsorted(self._shard_start, start, side="right")) - 1
                 offset = int(self._shard_start[shard])
                 until = min(stop, int(self._shard_start[shard + 1]))
-                yield at, shard, start - offset, until - offset
+                yield Segment(at, shard, start - offset, until - offset)
                 at, start = at + until - start, until
 
     def split(self, name: str) -> "ActivationStore":
@@ -353,24 +385,14 @@ class ActivationStore:
         }
 
 
-def _tensor_name(site: str) -> str:
-    return f"activations/{site}"
-
-
-def _scale_name(site: str) -> str:
-    return f"scales/{site}"
-
-
 def _cumulative(counts: list[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def _checked(rows: slice | Tensor, n: int) -> slice | Tensor:
     if isinstance(rows, slice):
-        start, stop, step = rows.start or 0, n if rows.stop is None else rows.stop, rows.step
-        if not 0 <= start <= stop <= n:
-            raise IndexError(f"rows {start}:{stop} are not within the {n} rows of the store")
-        return slice(start, stop) if step in (None, 1) else torch.arange(start, stop, step)
+        whole = _within(rows.start or 0, n if rows.stop is None else rows.stop, n)
+        return whole if rows.step in (None, 1) else torch.arange(whole.start, whole.stop, rows.step)
     if rows.dim() != 1 or rows.dtype != torch.int64:
         raise ValueError(f"rows must be a slice or a 1-D int64 tensor, got {rows.dtype} of shape {list(rows.shape)}")
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n:
@@ -378,39 +400,7 @@ def _checked(rows: slice | Tensor, n: int) -> slice | Tensor:
     return rows.cpu()
 
 
-def _open_shard(folder: Path, record: StoreRecord, shard: ShardRecord) -> dict[str, Tensor]:
-    """Map a shard and hold it against the record."""
-    path = folder / shard.file
-    if path.is_file() and path.stat().st_size != shard.bytes:
-        raise damaged(path, f"has {path.stat().st_size} bytes, expected {shard.bytes}")
-    tensors = map_shard(path)
-    r, c = shard.rows, shard.contexts
-    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        "token_ids": (torch.int32, (r,)),
-        "document_ids": (torch.int64, (r,)),
-        "positions": (torch.int32, (r,)),
-        "contexts/first_row": (torch.int64, (c + 1,)),
-        "contexts/document_ids": (torch.int64, (c,)),
-    }
-    for site, d in zip(record.sites, record.widths, strict=True):
-        expected[_tensor_name(site)] = (DTYPES[record.dtype], (r, d))
-        if record.dtype == "int8":
-            expected[_scale_name(site)] = (torch.float32, (r,))
-    if record.label_names:
-        expected["labels"] = (torch.int16, (r, len(record.label_names)))
-    ids = tensors.get("contexts/ids")
-    t = ids.shape[1] if ids is not None and ids.dim() == 2 else 0
-    for name, dtype in (("ids", torch.int32), ("mask", torch.bool), ("special", torch.bool)):
-        expected[f"contexts/{name}"] = (dtype, (c, t))
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    for name in {**expected, **found}:
-        if expected.get(name) != found.get(name):
-            raise damaged(path, f"has {name} {_form(found.get(name))}, expected {_form(expected.get(name))}")
-    first = tensors["contexts/first_row"]
-    if int(first[0]) != 0 or int(first[-1]) != r or bool((first.diff() < 0).any()):
-        raise damaged(path, f"has contexts that do not add up to its {r} rows")
-    return tensors
-
-
-def _form(form: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
-    return "absent" if form is None else f"{str(form[0]).removeprefix('torch.')} {list(form[1])}"
+def _within(start: int, stop: int, n: int) -> slice:
+    if not 0 <= start <= stop <= n:
+        raise IndexError(f"rows {start}:{stop} are not within the {n} rows of the store")
+    return slice(start, stop)

@@ -75,6 +75,8 @@ class Splice:
     Attributes:
         found: Nodes as coded in the last pass.
         placed: Nodes as written in the last pass.
+        read: What was coded in the last pass.
+        offset: What the nodes were added to in the last pass; 0 at tokens that are not coded.
         written: What stands at each site after the last pass.
     """
 
@@ -108,6 +110,8 @@ class Splice:
             raise ValueError(f"nothing stands at {missing[0]} to be changed; give its dictionary, or drop the change")
         self.found: dict[Site, NodeValues] = {}
         self.placed: dict[Site, NodeValues] = {}
+        self.read: dict[Site, Tensor] = {}
+        self.offset: dict[Site, Tensor] = {}
         self.written: dict[Site, Tensor] = {}
         self._held: dict[Site, Tensor] = {}
 
@@ -136,15 +140,15 @@ class Splice:
         nodes, how = self.nodes[site], self._gradient[site]
         target = y.to(nodes.atoms.dtype)
         x = target if read is None else read.to(nodes.atoms.dtype)
-        if how != "encoded":
-            x, target = x.detach(), target.detach()
         where = self._coded(y)
-        own, offset = take_apart(nodes, x, target, where)
+        self.read[site] = x
+        with torch.set_grad_enabled(torch.is_grad_enabled() and how == "encoded"):
+            own, offset = take_apart(nodes, x, target, where)
         if how != "encoded":
             own = _leaves(own)
         elif self._error[site] == "detached":
             own = NodeValues(own.indices, own.values, own.error.detach())
-        self.found[site] = own
+        self.found[site], self.offset[site] = own, offset
         placed = self._changed(site, own)
         if self._error[site] == "dropped":
             placed = NodeValues(placed.indices, placed.values, placed.error.masked_fill(where.unsqueeze(-1), 0))

@@ -17,6 +17,7 @@ from sparsight.cli import (
     convert,
     demo,
     doctor,
+    effects,
     elicit,
     evaluate,
     harvest,
@@ -52,6 +53,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("elicit")(elicit.elicit)
 app.command("steer")(steer.steer)
+app.command("effects")(effects.effects)
 app.command("convert")(convert.convert)
 app.command("push")(convert.push)
 app.command("study")(study.study)

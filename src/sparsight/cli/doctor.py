@@ -16,7 +16,7 @@ from sparsight import __version__
 from sparsight.cli.options import AsJson
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "datasets", "scikit-learn", "duckdb", "plotly")
-_EXTRAS = {"web": ("fastapi", "uvicorn"), "scale": ("ray",), "judge": ("openai",)}
+_EXTRAS = {"web": ("fastapi", "uvicorn"), "scale": ("ray",), "judge": ("openai",), "compiled": ("numba",)}
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -39,6 +39,8 @@ def examine() -> dict[str, Any]:
     """Versions, devices, memory, disk, extras, and whether the embedded model runs."""
     import torch
 
+    from sparsight.coding.kernels.compiled import status
+
     return {
         "sparsight": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -47,6 +49,7 @@ def examine() -> dict[str, Any]:
         "extras": {name: "installed" if all(_has(m) for m in ms) else "absent" for name, ms in _EXTRAS.items()},
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or "none",
         "torch threads": torch.get_num_threads(),
+        "sparse coding": status(),
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB here",
         "network": "off (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else "hub downloads allowed",
         "embedded model": _embedded_model(),

@@ -13,7 +13,7 @@ from sparsight.cli import options
 if TYPE_CHECKING:
     from sparsight.activations import ActivationStore
     from sparsight.dictionaries import DictionaryConfig
-    from sparsight.training import Training
+    from sparsight.training import Run, Training
 
 
 def train(
@@ -86,6 +86,14 @@ def train(
         float | None, typer.Option("--ema", help="Save an average of the weights over the steps, e.g. 0.999.")
     ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="'float32' or 'bf16'. Default: float32.")] = None,
+    revive: Annotated[
+        str | None,
+        typer.Option(
+            "--revive",
+            help="How dead latents come back: through an auxiliary loss ('aux', the default), or by a new start where "
+            "the reconstruction is worst ('resample').",
+        ),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option("--from", help="Go on from the dictionary in this folder, its architecture kept.")
     ] = None,
@@ -109,19 +117,19 @@ def train(
     for store in stores:
         store.verify()
     sites = site[0] if site is not None and len(site) == 1 else site
-    n_tokens = tokens if tokens is not None else 4 * len(stores[0])
-    chosen: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed, "ema": ema, "precision": precision}
+    chosen: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "ema": ema, "precision": precision, "revive": revive}
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen |= {"seed": seed, "n_tokens": tokens if tokens is not None else 4 * len(stores[0])}
     config: DictionaryConfig | training.FineTune
     if start is not None:
         if any(option is not None for option in (latents, architecture, preset, coefficient, k, l1, widths)) or skip:
             raise ValueError("--from keeps width, architecture and sparsity; leave out the options that choose them")
-        config, settings = training.FineTune(start), training.Training(n_tokens=n_tokens, **chosen)
+        config, settings = training.FineTune(start), training.Training(**chosen)
     else:
         if latents is None:
             raise ValueError("say how wide the dictionary is with --latents, or what to go on from with --from")
         given = _Given(architecture or "topk", latents, k, l1, widths, skip)
-        config, settings = _chosen(given, architecture, preset, coefficient, stores, sites, n_tokens, chosen)
+        config, settings = _chosen(given, architecture, preset, coefficient, stores, sites, chosen)
     [run] = training.train(
         stores[0] if len(stores) == 1 else stores,
         [config],
@@ -133,6 +141,11 @@ def train(
         progress=not quiet,
         check_memory=check_memory,
     )
+    _say(run, as_json)
+
+
+def _say(run: "Run", as_json: bool) -> None:
+    """How the run ended, on stdout."""
     last = run.metrics[-1]
     if as_json:
         typer.echo(json.dumps({"folder": str(run.folder), **last}, indent=2))
@@ -150,7 +163,6 @@ def _chosen(
     coefficient: float | None,
     stores: "list[ActivationStore]",
     site: str | list[str] | None,
-    n_tokens: int,
     chosen: dict[str, Any],
 ) -> "tuple[DictionaryConfig, Training]":
     """What to train and how, from a preset or from our own options."""
@@ -158,10 +170,10 @@ def _chosen(
 
     if preset is not None:
         config = _preset_config(preset, architecture, given, coefficient, stores, site)
-        return config, presets.preset(preset).training(n_tokens, given.latents, **chosen)
+        return config, presets.preset(preset).training(n_latents=given.latents, **chosen)
     if coefficient is not None:
         raise ValueError("--coefficient is in the units of a preset: give --preset too, or --l1 in our own units")
-    return given.config(), Training(n_tokens=n_tokens, **chosen)
+    return given.config(), Training(**chosen)
 
 
 def _preset_config(

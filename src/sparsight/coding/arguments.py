@@ -10,6 +10,8 @@ from sparsight.codes import SparseCode
 
 # Atoms read from half-precision files are this far from unit norm at most.
 UNIT_NORM_TOLERANCE = 2e-3
+# What bounds may take the norm of any atom for.
+LONGEST_ATOM = 1.003
 
 
 def check_arrays(x: Tensor, atoms: Tensor) -> None:

@@ -1,12 +1,14 @@
 """Gradient pursuit: choose as matching pursuit does, then move all chosen weights along their gradient."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding.arguments import balanced, check_arrays, check_k, check_tolerance, rounding_floor
-from sparsight.coding.kernels.choice import SearchMethod, blocks
+from sparsight.coding.kernels.choice import SearchMethod, blocks, resolved
+from sparsight.coding.kernels.compiled import Pursued, pursue
+from sparsight.coding.kernels.gram import GramTable
 from sparsight.coding.kernels.search import Search
 from sparsight.coding.nonnegative_least_squares import least_squares, nonnegative_least_squares
 from sparsight.coding.supports import Supports, times
@@ -57,10 +59,23 @@ def gradient_pursuit(
         raise ValueError(f"inner_steps must be at least 1, got {inner_steps}; 1 is gradient pursuit")
     n_latents = atoms.shape[0]
     scaled, scale = balanced(x)
-    codes = [
-        _pursue(block, finder, n_latents, k, nonnegative, tol, inner_steps, polish)
-        for block, finder in blocks(scaled, atoms, k, search, nonnegative=nonnegative)
-    ]
+    method = resolved(search, scaled, atoms, k)
+    if isinstance(method, GramTable) and method.swept is not None:
+        pursued = pursue(
+            scaled,
+            method.swept,
+            k,
+            rule="gradient",
+            nonnegative=nonnegative,
+            tol=tol,
+            inner_steps=inner_steps,
+        )
+        codes = [_compiled_code(block, nonnegative, polish, n_latents) for block in pursued]
+    else:
+        codes = [
+            _pursue(block, finder, n_latents, k, nonnegative, tol, inner_steps, polish)
+            for block, finder in blocks(scaled, atoms, k, method, nonnegative=nonnegative)
+        ]
     code = SparseCode.cat(codes)
     return SparseCode(code.indices, code.values * scale, n_latents)
 
@@ -88,11 +103,28 @@ def _pursue(
         for _ in range(inner_steps):
             moved = _line_search(support, values[:, : t + 1], nonnegative)
             values[:, : t + 1] = torch.where(alive.unsqueeze(1), moved, values[:, : t + 1])
-    if polish and nonnegative:
-        values = nonnegative_least_squares(support.gram, support.target, support.used, start=values)
-    elif polish:
-        values = least_squares(support.gram, support.target, support.used)
+    if polish:
+        values = _polished(support.gram, support.target, support.used, values, nonnegative)
     return SparseCode(support.indices, values, n_latents)
+
+
+def _compiled_code(block: Pursued, nonnegative: bool, polish: bool, n_latents: int) -> SparseCode:
+    values = block.values
+    if polish:
+        values = _polished(block.gram, block.target, block.used, values, nonnegative)
+    return SparseCode(block.indices, values, n_latents)
+
+
+def _polished(
+    gram: Float[Tensor, "b k k"],
+    target: Float[Tensor, "b k"],
+    used: Bool[Tensor, "b k"],
+    values: Float[Tensor, "b k"],
+    nonnegative: bool,
+) -> Float[Tensor, "b k"]:
+    if nonnegative:
+        return nonnegative_least_squares(gram, target, used, start=values)
+    return least_squares(gram, target, used)
 
 
 def _line_search(support: Supports, values: Float[Tensor, "b t"], nonnegative: bool) -> Float[Tensor, "b t"]:

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from sparsight.codes import SparseCode
 from sparsight.coding.arguments import balanced, check_arrays, check_k, check_tolerance, rounding_floor
-from sparsight.coding.kernels.choice import SearchMethod, blocks
+from sparsight.coding.kernels.choice import SearchMethod, blocks, resolved
+from sparsight.coding.kernels.compiled import pursue
+from sparsight.coding.kernels.gram import GramTable
 from sparsight.coding.kernels.search import Search
 from sparsight.coding.nonnegative_least_squares import nonnegative_least_squares
 from sparsight.coding.supports import Supports
@@ -54,10 +56,15 @@ def orthogonal_matching_pursuit(
     check_tolerance(tol)
     n_latents = atoms.shape[0]
     scaled, scale = balanced(x)
-    codes = [
-        _pursue(block, finder, n_latents, k, nonnegative, tol)
-        for block, finder in blocks(scaled, atoms, k, search, nonnegative=nonnegative)
-    ]
+    method = resolved(search, scaled, atoms, k)
+    if isinstance(method, GramTable) and method.swept is not None:
+        pursued = pursue(scaled, method.swept, k, rule="orthogonal", nonnegative=nonnegative, tol=tol)
+        codes = [SparseCode(block.indices, block.values, n_latents) for block in pursued]
+    else:
+        codes = [
+            _pursue(block, finder, n_latents, k, nonnegative, tol)
+            for block, finder in blocks(scaled, atoms, k, method, nonnegative=nonnegative)
+        ]
     code = SparseCode.cat(codes)
     return SparseCode(code.indices, code.values * scale, n_latents)
 

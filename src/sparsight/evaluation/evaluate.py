@@ -14,6 +14,7 @@ from sparsight.evaluation.reading import Predicts, StoredActivations, check_mode
 from sparsight.evaluation.record import Evaluation
 from sparsight.evaluation.record_values import Resampling
 from sparsight.evaluation.record_values import ratio as ratio
+from sparsight.evaluation.splice import KnownLosses
 from sparsight.evaluation.token_policy import TokenPolicy
 from sparsight.models import Site
 
@@ -41,6 +42,7 @@ def evaluate(
     level: float = 0.95,
     seed: int = 0,
     force: bool = False,
+    known: KnownLosses | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Measure a dictionary: sparsity, reconstruction, density, shrinkage, and the loss it adds to the model.
@@ -79,6 +81,8 @@ def evaluate(
         level: Nominal coverage of the intervals.
         seed: Of the bootstrap.
         force: Measure though the dictionary was made for another site or model.
+        known: Losses of the clean and of the ablated model, from earlier calls with the same store, site, split,
+            `n_tokens` and `loss_tokens`; those found here are added.
         progress: Show a bar on stderr.
     Returns:
         Every number with its convention; `.to_json()`, `.to_table()`.
@@ -104,6 +108,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         force=force,
+        known=known,
         progress=progress,
     )
     measuring = Measuring(dictionary, store, site, settings, Resampling(n_resamples, level, seed))

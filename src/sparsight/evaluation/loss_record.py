@@ -9,7 +9,7 @@ from sparsight.evaluation.core_records import IdentityRecord
 from sparsight.evaluation.reading import Predicts, StoredActivations
 from sparsight.evaluation.record import LossRecord
 from sparsight.evaluation.record_values import Estimate, Resampling
-from sparsight.evaluation.splice import FromSite, Replacement, ablations, measure_losses, replaced_losses
+from sparsight.evaluation.splice import FromSite, KnownLosses, Replacement, ablations, measure_losses, replaced_losses
 from sparsight.evaluation.tails import Tail
 from sparsight.models import Site
 
@@ -25,12 +25,16 @@ def measure_loss(
     resampling: Resampling,
     loss_tokens: int | None,
     progress: bool,
+    known: KnownLosses | None = None,
 ) -> LossRecord:
     """Losses with the reconstruction spliced in and with the site ablated, over the contexts of a store.
 
     Raises:
+        ValueError: `known` is of something else.
         UndefinedMetric: no stored token is predicted from another.
     """
+    if known is not None:
+        known.claim(model.name, str(site), len(part), loss_tokens, tuple(mean.tolist()))
     replacements: dict[str, Replacement | FromSite] = {"spliced": reconstruct, **ablations(mean)}
     tail = Tail()
 
@@ -38,7 +42,7 @@ def measure_loss(
         tail.add(found["spliced"][:, 1])
 
     documents, columns = measure_losses(
-        model, part, site, replacements, limit=loss_tokens, progress=progress, watch=watch
+        model, part, site, replacements, limit=loss_tokens, known=known, progress=progress, watch=watch
     )
     drawn = resampling.over(documents)
     totals = drawn.total

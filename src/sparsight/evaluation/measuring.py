@@ -26,7 +26,7 @@ from sparsight.evaluation.record import Evaluation, LossRecord, SearchRecord
 from sparsight.evaluation.record_values import Drawn, Resampling
 from sparsight.evaluation.sides import Reading, SiteSums, reading_of
 from sparsight.evaluation.special_tokens import special_side
-from sparsight.evaluation.splice import FromSite
+from sparsight.evaluation.splice import FromSite, KnownLosses
 from sparsight.evaluation.summary import summary
 from sparsight.evaluation.sums import Sums
 from sparsight.evaluation.token_policy import FIRST, OUTLYING, TokenPolicy, side_note
@@ -54,6 +54,7 @@ class Settings:
     batch_size: int = 4096
     seed: int = 0
     force: bool = False
+    known: KnownLosses | None = None
     progress: bool = False
 
 
@@ -169,6 +170,7 @@ class Measuring:
                 self.resampling,
                 self.settings.loss_tokens,
                 self.settings.progress,
+                self.settings.known,
             )
         except UndefinedMetric as error:
             return None, str(error)

@@ -70,7 +70,12 @@ def replace_counted(replacement: Replacement, counted: Bool[Tensor, "b t"]) -> C
 
 
 def replaced_losses(
-    lm: Predicts, tokens: Tokens, site: Site, replacements: Mapping[str, Replacement | FromSite]
+    lm: Predicts,
+    tokens: Tokens,
+    site: Site,
+    replacements: Mapping[str, Replacement | FromSite],
+    *,
+    clean: Float[Tensor, "b t v"] | None = None,
 ) -> dict[str, Float64[Tensor, "m 2"]]:
     """Loss and divergence from the clean model, for each replacement, at every prediction of a counted token.
 
@@ -79,6 +84,7 @@ def replaced_losses(
         tokens: Contexts.
         site: Where to replace.
         replacements: Functions of the activations at counted tokens, by name.
+        clean: Logits of the model on these contexts, where they are known.
     Returns:
         For `"clean"` and for each name: one row `(loss, KL(clean || replaced))` in nats for each predicted counted
         token, in the order of `tokens.counted[:, 1:]`.
@@ -91,7 +97,7 @@ def replaced_losses(
     counted = tokens.counted
     predicted = counted[:, 1:]
     with torch.no_grad():
-        clean = lm.logits(tokens)
+        clean = lm.logits(tokens) if clean is None else clean
         loss = next_token_loss(clean, tokens.ids)[predicted].double()
         found = {"clean": torch.stack([loss, torch.zeros_like(loss)], dim=1)}
         for name, replacement in replacements.items():
@@ -100,6 +106,56 @@ def replaced_losses(
             divergence = next_token_kl(clean, logits)[predicted].double()
             found[name] = torch.stack([loss, divergence], dim=1)
     return found
+
+
+class KnownLosses:
+    """Losses that do not depend on the dictionary, kept from one measurement for the next of the same contexts.
+
+    The passes of a model that is clean, or whose site is ablated, are the same for all dictionaries of a site. Their
+    rows are small and all kept. The clean logits, which every divergence needs, are kept up to a limit; beyond it that
+    pass is made anew. Nothing changes by it, to the last bit.
+
+    Args:
+        clean_bytes: Most memory for clean logits.
+    """
+
+    names = frozenset({"zero", "mean"})  # of replacements that no dictionary changes
+
+    def __init__(self, clean_bytes: int = 2**28) -> None:
+        self.room = clean_bytes
+        self.of: tuple[object, ...] | None = None
+        self.rows: dict[int, dict[str, Tensor]] = {}
+        self.logits: dict[int, Tensor] = {}
+
+    def claim(self, *of: object) -> None:
+        """Say what is measured.
+
+        Raises:
+            ValueError: it was something else before.
+        """
+        if self.of not in (None, of):
+            raise ValueError(
+                "these known losses are of another model, site, store or choice of tokens; begin new ones with "
+                "KnownLosses()"
+            )
+        self.of = of
+
+    def complete(
+        self, i: int, lm: Predicts, tokens: Tokens, site: Site, replacements: Mapping[str, Replacement | FromSite]
+    ) -> dict[str, Float64[Tensor, "m 2"]]:
+        """`replaced_losses` of batch `i`, of which only what is not known is computed."""
+        there = self.rows.setdefault(i, {})
+        missing = {name: function for name, function in replacements.items() if name not in there}
+        clean = self.logits.get(i)
+        if clean is None and lm.has_causal_loss:
+            with torch.no_grad():
+                clean = lm.logits(tokens.to(lm.device))
+            if clean.nbytes <= self.room:
+                self.room -= clean.nbytes
+                self.logits[i] = clean
+        found = replaced_losses(lm, tokens, site, missing, clean=clean)
+        there |= {name: rows for name, rows in found.items() if name in self.names}
+        return there | found
 
 
 def ablations(mean: Float[Tensor, " d"]) -> dict[str, Replacement]:
@@ -115,6 +171,7 @@ def measure_losses(
     *,
     limit: int | None = None,
     batch_size: int = 8,
+    known: KnownLosses | None = None,
     progress: bool = False,
     watch: Callable[[dict[str, Tensor]], None] = lambda found: None,
 ) -> tuple[DocumentSums, dict[str, int]]:
@@ -127,6 +184,7 @@ def measure_losses(
         replacements: Functions of the activations at counted tokens, by name.
         limit: About how many tokens to use, in contexts spread evenly; all when None.
         batch_size: Contexts in one forward pass.
+        known: What earlier calls with the same model, contexts, site and limit found; what this one finds is added.
         progress: Show a bar on stderr.
         watch: Sees what `replaced_losses` found, batch by batch.
     Returns:
@@ -142,12 +200,15 @@ def measure_losses(
     share = 1.0 if limit is None else min(1.0, limit / len(store))
     due = 1.0 - share  # so that the first batch is taken
     with reported("predicting", len(store), shown=progress) as advance:
-        for batch in store.context_batches(batch_size):
+        for i, batch in enumerate(store.context_batches(batch_size)):
             counted = batch.tokens.counted
             due += share
             if due >= 1 - 1e-9:
                 due -= 1
-                found = replaced_losses(lm, batch.tokens, site, replacements)
+                if known is None:
+                    found = replaced_losses(lm, batch.tokens, site, replacements)
+                else:
+                    found = known.complete(i, lm, batch.tokens, site, replacements)
                 watch(found)
                 ids = batch.document_ids[:, None].expand(counted[:, 1:].shape)[counted[:, 1:]]
                 terms = torch.cat([found[name].cpu() for name in names], dim=1)

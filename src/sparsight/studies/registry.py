@@ -79,6 +79,18 @@ _ALL: tuple[Study, ...] = (
         "Sam Marks' comments on latent adversarial training",
         "sparsight.studies.backdoor",
     ),
+    Study(
+        "biased-judge",
+        "Can SHIFT be judged from the biased inputs alone, and which hypotheses do they leave undecidable?",
+        "Sam Marks' comments on SHIFT",
+        "sparsight.studies.biased_judge",
+    ),
+    Study(
+        "gradients-under-gates",
+        "Do integrated gradients handle the discontinuities of gates, and how badly does attribution patching do?",
+        "Marks et al., Sparse feature circuits, and the question of what happens at a JumpReLU's threshold",
+        "sparsight.studies.gradients_under_gates",
+    ),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}

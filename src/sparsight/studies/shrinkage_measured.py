@@ -17,7 +17,7 @@ from sparsight.coding import (
     refit,
 )
 from sparsight.dictionaries import AbstractDictionary
-from sparsight.dictionaries.base import Normalization
+from sparsight.dictionaries.base import Normalization, Number
 from sparsight.dictionaries.relu import FIRST_L1
 from sparsight.evaluation import JointScaleSums, Shrinkage, TokenScales, ValueProfile, metrics, panel_of
 from sparsight.studies.planted import Planted, unit
@@ -234,7 +234,7 @@ def _penalty(y: Tensor, atoms: Tensor, k: int) -> float:
     return bisected(l0, k, 0.0, float((y @ atoms.T).max()))
 
 
-def bisected(falling: Callable[[float], float], target: float, low: float, high: float, steps: int = 14) -> float:
+def bisected(falling: Callable[[float], float], target: Number, low: float, high: float, steps: int = 14) -> float:
     """Where a falling function of a positive number takes a value."""
     for _ in range(steps):
         middle = (low + high) / 2

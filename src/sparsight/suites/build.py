@@ -15,6 +15,7 @@ from sparsight.activations import ActivationStore, harvest
 from sparsight.dictionaries.files import flush_to_disk, readable_os_errors, temporary
 from sparsight.errors import DataError, FormatError, TrainingError
 from sparsight.evaluation import Evaluation, evaluate
+from sparsight.evaluation.splice import KnownLosses
 from sparsight.models import LanguageModel, Site
 from sparsight.suites.index import INDEX_FILE, Suite, index_of, read_suite, write_index
 from sparsight.suites.page import REPORT_FILE, write_suite_report
@@ -183,16 +184,17 @@ def _one_site(
         )
     of = {member.folder: run for member, run in zip(members, runs, strict=True)}
     with _timed(out, "evaluation", [site]):
+        known = KnownLosses()
         for member in missing:
-            model = lm if s["loss_tokens"] else None
             found = evaluate(
                 of[member.folder].dictionary,
                 store,
-                model=model,
+                model=lm if s["loss_tokens"] else None,
                 loss_tokens=s["loss_tokens"] or None,
                 gap_tokens=0,
                 baseline_tokens=0,
                 seed=s["seed"],
+                known=known,
             )
             _write_evaluation(out, member, found)
 

@@ -33,12 +33,12 @@ def estimate_seconds(lm: LanguageModel, plan: SuitePlan, device: str = "auto") -
         step, code = _members(plan, here[0], width, device)
         training += len(here) * step * plan.training.n_tokens
         evaluation += len(here) * code * heldout_rows
-    # Clean, spliced, zero and mean: four passes for each member.
-    losses = 4 * per_token * min(s["loss_tokens"], heldout_rows) if lm.has_causal_loss else 0.0
+    # One pass for each member, and three for each site: clean, zero and mean.
+    losses = per_token * min(s["loss_tokens"], heldout_rows) if lm.has_causal_loss else 0.0
     return Estimate(
         harvest=len(plan.passes) * per_token * s["n_tokens"],
         training=training,
-        evaluation=evaluation + losses * len(plan.members),
+        evaluation=evaluation + losses * (len(plan.members) + 3 * len(s["sites"])),
     )
 
 

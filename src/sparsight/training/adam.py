@@ -11,11 +11,13 @@ from torch import Tensor
 from sparsight.activations.split import mix_seed
 from sparsight.dictionaries import AbstractDictionary, TopKDictionary
 from sparsight.errors import TrainingError
+from sparsight.training.compiled.choice import compiled_step
 from sparsight.training.objectives import OBJECTIVES, Objective
 from sparsight.training.parallel.latents import clip_sharded_, sharded_topk_objective
 from sparsight.training.parallel.processes import Processes, current_processes, shared_batch
 from sparsight.training.resampling import forget_, resample_
 from sparsight.training.settings import Training
+from sparsight.training.sparse_step import dense_codes
 from sparsight.training.whole_batch import agree_on, whole_batch
 
 # Which axis of a parameter counts latents.
@@ -41,6 +43,7 @@ class AdamRule:
         self.optimizer = torch.optim.Adam(
             _parameter_groups(dictionary), lr=training.lr, betas=training.betas, eps=1e-10, fused=True
         )
+        self.compiled = compiled_step(dictionary, training, current_processes().size)
 
     def step(
         self, x: Float[Tensor, "b d_in"], dead: Bool[Tensor, " n_latents"], lr: float, sparsity: float
@@ -79,23 +82,41 @@ class AdamRule:
                 axis = _LATENT_AXIS[name]
                 averages["exp_avg"].index_fill_(axis, latents, 0.0)
                 forget_(averages["exp_avg_sq"], latents, ~silent, axis)
+        self._written()
         return flags
+
+    def _written(self) -> None:
+        """Something else than a step wrote into the parameters."""
+        if self.compiled is not None:
+            self.compiled.screen.refresh()
 
     def _gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
         """Add up the gradients of the parts of a batch; returns the objective of the whole."""
-        parts, shares = [], []
+        parts: list[Objective] = []
+        shares: list[float] = []
         for rows in torch.tensor_split(x, self.training.accumulate):
             share = len(rows) / len(x)
             with ExitStack() as stack:
                 if self.processes.size > 1:
                     stack.enter_context(shared_batch())
+                stack.enter_context(dense_codes(self.training.step == "dense"))
                 if self.training.precision == "bf16":
                     stack.enter_context(torch.autocast(x.device.type, torch.bfloat16))
-                objective = self._objective(rows, dead, sparsity)
-            (objective.loss * share).backward()  # type: ignore[no-untyped-call]
+                objective = self._part(rows, dead, sparsity, share)
             parts.append(objective)
             shares.append(share)
         return whole_batch(parts, shares)
+
+    def _part(self, x: Tensor, dead: Tensor, sparsity: float, share: float) -> Objective:
+        """The objective of a part, `share` times its gradients added to those of the parts before."""
+        found: Objective | None = None if self.compiled is None else self.compiled.gradients(x, dead, sparsity)
+        if found is not None:
+            return found
+        objective = self._objective(x, dead, sparsity)
+        (objective.loss * share).backward()  # type: ignore[no-untyped-call]
+        if self.compiled is not None:
+            self.compiled.adopt()
+        return objective
 
     def _objective(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
         if self.shards is None:
@@ -119,7 +140,7 @@ class AdamRule:
         The component of an atom's gradient along the atom can only change its norm, which is then put back to 1; left
         in, it would still fill Adam's averages.
         """
-        norm = self._project_and_clip()
+        norm = self._project_and_clip() if self.compiled is None else self.compiled.gradient_norm()
         if not bool(torch.isfinite(loss.detach() + norm)):
             raise TrainingError(
                 f"{self.name}: the loss is {float(loss.detach()):g} with a gradient of norm {float(norm):g}; "
@@ -127,6 +148,10 @@ class AdamRule:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["rate"]
+        if self.compiled is not None:
+            clip = self.training.clip
+            self.compiled.move(self.optimizer, 1.0 if clip is None else min(1.0, clip / (float(norm) + 1e-6)))
+            return
         self.optimizer.step()
         self.dictionary.normalize_atoms_()
 
@@ -154,7 +179,15 @@ class AdamRule:
         for name, parameter in self.dictionary.named_parameters():
             prefix = f"{name}/"
             held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in held.items()}
+            self.optimizer.state[parameter] = {key: _like(value, parameter) for key, value in held.items()}
+        self._written()
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """On the parameter's device, and laid out in memory as it is."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _parameter_groups(dictionary: AbstractDictionary) -> list[dict[str, Any]]:

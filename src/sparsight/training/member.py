@@ -124,6 +124,8 @@ class Member:
         if self.shards is not None:
             assert isinstance(self.dictionary, TopKDictionary)
             return gathered(self.dictionary, self.shards).requires_grad_(False)
+        for parameter in self.dictionary.parameters():
+            parameter.data = parameter.data.contiguous()
         return self.dictionary.requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:

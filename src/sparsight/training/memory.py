@@ -9,6 +9,7 @@ import torch
 from sparsight.dictionaries import DictionaryConfig
 from sparsight.dictionaries.selection import block_rows
 from sparsight.errors import TrainingError
+from sparsight.training.compiled.choice import takes_compiled_step
 from sparsight.training.settings import Training
 
 # Architectures whose step never holds a whole matrix of pre-activations.
@@ -24,7 +25,8 @@ def estimated_bytes(
 
     Parameters: encoder and atoms, `n_latents (d_in + d_out)`, and a few vectors. As many again for gradients, twice for
     Adam's averages, once for an average of the weights. A batch: the activations four times, and the pre-activations
-    four times (values, which are active, and their gradients), of one block of rows where the step is sparse.
+    four times (values, which are active, and their gradients), of one block of rows where the step is sparse. The
+    compiled step has gradients of active latents only, and a copy of the encoder in bfloat16.
     """
     m, d = config.n_latents, sum(widths)
     has_encoder = config.architecture != "pursuit"
@@ -41,6 +43,10 @@ def estimated_bytes(
         "Adam": 2 * parameters,
         "batch": FLOAT * (4 * training.batch_size * d + whole * shard),
     }
+    if takes_compiled_step(config.architecture, m * d, training, device, processes):
+        k: int = getattr(config, "k", m)
+        needed["gradients"] = FLOAT * min(m, training.batch_size * k) * 2 * d
+        needed["screening"] = 2 * m * d
     if training.ema is not None:
         needed["average"] = parameters
     if not has_encoder:

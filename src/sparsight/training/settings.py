@@ -10,6 +10,7 @@ _CHOICES = {
     "precision": ("float32", "bf16"),
     "parallel": ("data", "latents"),
     "revive": ("aux", "resample"),
+    "step": ("auto", "dense", "sparse"),
 }
 
 
@@ -34,6 +35,8 @@ class Training:
         revive: How latents come back that were silent for `dead_after` tokens: through the auxiliary loss of the
             architecture (`"aux"`), or from the residual of badly reconstructed tokens (`"resample"`; the auxiliary loss
             is then off). Pursuit always does the latter.
+        step: How gradients are computed, which changes them by rounding only: `"sparse"` for active latents alone,
+            where the architecture allows, `"dense"` for all, `"auto"` by what is faster.
         seed: Of the dictionaries' first values and of the order of the batches.
         normalization_tokens: Activations on which the mean and the scale are fitted.
         log_every: Steps between two lines of `metrics.jsonl`.
@@ -57,6 +60,7 @@ class Training:
     ema: Number | None = None
     parallel: str = "data"
     revive: str = "aux"
+    step: str = "auto"
     seed: int = 0
     normalization_tokens: int = 65_536
     log_every: int = 50

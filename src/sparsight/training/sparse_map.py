@@ -13,21 +13,20 @@ from sparsight.dictionaries.selection import top_k_latents
 class _SparseMap(torch.autograd.Function):
     """`y = sum over the k chosen latents of (x W_enc + b_enc) atoms`; `x` and `y` may differ in width.
 
-    With `g` the gradient of `y`, `I` the chosen latents and `v` their values: `dv = <g, atoms[I]>` (0 where the
-    rectifier cut), `d atoms[i] = sum v g`, `d W_enc[:, i] = sum dv x`, `d b_enc[i] = sum dv` over the slots that hold
-    latent `i`, and `dx = sum dv W_enc[:, I]` over the slots of a token.
+    With `g` the gradient of `y`, `I` the chosen latents and `v` their rectified values: `dv = <g, atoms[I]>` (where
+    `exact`, 0 for those that the rectifier cut), `d atoms[i] = sum v g`, `d W_enc[:, i] = sum dv x`, `d b_enc[i] = sum
+    dv` over the slots that hold latent `i`, and `dx = sum dv W_enc[:, I]` over the slots of a token.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, atoms: Tensor, k: int, rectify: bool
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, atoms: Tensor, k: int, exact: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         values, indices = top_k_latents(x, W_enc, b_enc, k)
-        if rectify:
-            values = values.relu()
+        values = values.relu()
         ctx.save_for_backward(x, W_enc, atoms, values, indices)
         ctx.mark_non_differentiable(values, indices)
-        ctx.rectify = rectify
+        ctx.exact = exact
         return embedding_bag(indices, atoms, per_sample_weights=values, mode="sum"), values, indices
 
     @staticmethod
@@ -35,7 +34,7 @@ class _SparseMap(torch.autograd.Function):
         x, W_enc, atoms, values, indices = ctx.saved_tensors
         g = gradients[0].contiguous()
         to_values = _weight_gradient(g, atoms, indices)
-        if ctx.rectify:
+        if ctx.exact:
             to_values = to_values * (values > 0)
         latents, slots = indices.flatten().sort(stable=True)
         counts = torch.bincount(latents, minlength=atoms.shape[0])
@@ -58,9 +57,9 @@ def sparse_map(
     atoms: Float[Tensor, "m d_out"],
     *,
     k: int,
-    rectify: bool = True,
+    exact: bool = True,
 ) -> tuple[Float[Tensor, "b d_out"], Float[Tensor, "b k"], Int64[Tensor, "b k"]]:
-    """Decode the `k` largest pre-activations of `x`; gradients equal those of the dense computation.
+    """Decode the `k` largest pre-activations of `x`, rectified; gradients equal those of the dense computation.
 
     Args:
         x: Activations less their offset; differentiable, as are the next three.
@@ -68,11 +67,11 @@ def sparse_map(
         b_enc: Its offset.
         atoms: What latents write.
         k: Latents in a token, between 1 and `m`.
-        rectify: Set negative values among the `k` to 0.
+        exact: Otherwise the gradient passes through the rectifier as if it were not there, to negative ones as well.
     Returns:
         What the code decodes to (differentiable), values and latents of the code (not differentiable).
     """
-    return _SparseMap.apply(x, W_enc, b_enc, atoms, k, rectify)  # type: ignore[no-any-return,no-untyped-call]
+    return _SparseMap.apply(x, W_enc, b_enc, atoms, k, exact)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _weight_gradient(g: Tensor, atoms: Tensor, indices: Tensor) -> Tensor:

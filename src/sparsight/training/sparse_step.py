@@ -1,5 +1,8 @@
 """Sparse reconstructions with a backward pass that touches only active latents."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -7,7 +10,23 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from sparsight.dictionaries.selection import Slots, batch_top_k_latents, top_k_latents
+from sparsight.dictionaries.selection import Slots, batch_top_k_latents, top_k, top_k_latents
+
+# Whether gradients go through dense codes.
+_DENSE: ContextVar[bool] = ContextVar("dense_codes", default=False)
+
+
+@contextmanager
+def dense_codes(dense: bool = True) -> Iterator[None]:
+    """Within it, the functions below leave everything to autograd, over codes with a column for every latent.
+
+    What they return is the same; it is the plain computation that the sparse one is held against.
+    """
+    token = _DENSE.set(dense)
+    try:
+        yield
+    finally:
+        _DENSE.reset(token)
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -77,24 +96,26 @@ def sparse_top_k(
     b_dec: Float[Tensor, " d"],
     *,
     k: int,
-    rectify: bool = True,
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"], Int64[Tensor, "b k"]]:
-    """Reconstruct `x` from its `k` largest pre-activations; gradients equal those of the dense computation.
+    """Reconstruct `x` from its `k` largest pre-activations, rectified; gradients equal those of the dense computation.
 
     Args:
         x, W_enc, b_enc, atoms, b_dec: As in `TopKDictionary`; all differentiable.
         k: Latents in a token, between 1 and `m`.
-        rectify: Set negative values among the `k` to 0.
     Returns:
         Reconstruction (differentiable), values and latents of the code (not differentiable).
     """
+    if _DENSE.get():
+        values, latents = top_k(torch.addmm(b_enc, x - b_dec, W_enc), k)
+        values = values.relu()
+        code = values.new_zeros(len(x), W_enc.shape[1]).scatter(1, latents, values)
+        return code @ atoms + b_dec, values.detach(), latents
     with torch.no_grad():
         values, latents = top_k_latents(x - b_dec, W_enc, b_enc, k)
-        if rectify:
-            values = values.relu()
+        values = values.relu()
         tokens = torch.arange(len(x), device=x.device).repeat_interleave(k)
         slots = Slots(tokens, latents.flatten(), values.flatten(), len(x))
-    return decode_slots(x, W_enc, b_enc, atoms, b_dec, slots, tokens, len(x), rectify) + b_dec, values, latents
+    return decode_slots(x, W_enc, b_enc, atoms, b_dec, slots, tokens, len(x), True) + b_dec, values, latents
 
 
 def sparse_batch_top_k(
@@ -117,6 +138,8 @@ def sparse_batch_top_k(
         Reconstruction (differentiable) and the active latents (not differentiable).
     """
     slots = batch_top_k_latents(x - b_dec, W_enc, b_enc, n_kept)
+    if _DENSE.get():
+        return _dense_code(x, W_enc, b_enc, b_dec, slots) @ atoms + b_dec, slots
     return decode_slots(x, W_enc, b_enc, atoms, b_dec, slots, slots.tokens, len(x), False) + b_dec, slots
 
 
@@ -141,12 +164,22 @@ def sparse_prefixes(
         Reconstructions (differentiable), one per width, and the active latents (not differentiable).
     """
     slots = batch_top_k_latents(x - b_dec, W_enc, b_enc, n_kept)
+    if _DENSE.get():
+        code = _dense_code(x, W_enc, b_enc, b_dec, slots)
+        return torch.stack([code[:, :width] @ atoms[:width] + b_dec for width in widths]), slots
     group = torch.searchsorted(widths, slots.latents, right=True)
     order = group.argsort(stable=True)
     grouped = Slots(slots.tokens[order], slots.latents[order], slots.values[order], len(x))
     bags = group[order] * len(x) + grouped.tokens
     parts = decode_slots(x, W_enc, b_enc, atoms, b_dec, grouped, bags, len(widths) * len(x), False)
     return parts.view(len(widths), len(x), -1).cumsum(dim=0) + b_dec, slots
+
+
+def _dense_code(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, slots: Slots) -> Tensor:
+    """`[b, m]`: pre-activations where there is a slot, else 0."""
+    chosen = x.new_zeros(len(x), W_enc.shape[1])
+    chosen[slots.tokens, slots.latents] = 1
+    return torch.addmm(b_enc, x - b_dec, W_enc) * chosen
 
 
 def decode_slots(

@@ -18,7 +18,22 @@ FOLDER = Path(sys.argv[1])
 
 
 def local(repo_id, filename, subfolder=None, **_):
-    return str(FOLDER / repo_id / (subfolder or "") / filename)
+    path = FOLDER / repo_id / (subfolder or "") / filename
+    if not path.is_file():
+        raise loaders.EntryNotFoundError(str(path))
+    return str(path)
+
+
+def shapes(repo_id, filename):
+    return {name: list(tensor.shape) for name, tensor in load_file(FOLDER / repo_id / filename).items()}
+
+
+def norm(repo, name):
+    """Mean norm of the data: in the configuration of 2024, among the tensors of 2025."""
+    if (FOLDER / repo / name / "hyperparams.json").is_file():
+        config = json.loads((FOLDER / repo / name / "hyperparams.json").read_text())
+        return config["dataset_average_activation_norm"]["in"]
+    return load_file(FOLDER / repo / name / "sae_weights.safetensors")["dataset_average_activation_norm.in"].item()
 
 
 @torch.no_grad()
@@ -35,16 +50,15 @@ def seen(repo, name, reader):
     sae = sae_class(config_class.from_dict(cfg))
     sae.load_state_dict({key: value.float() for key, value in state.items()})
     if normalised:
-        norms = json.loads(Path(local(repo, "hyperparams.json", name)).read_text())["dataset_average_activation_norm"]
-        sae.fold_activation_norm_scaling_factor(sae.cfg.d_in**0.5 / norms["in"])
+        sae.fold_activation_norm_scaling_factor(sae.cfg.d_in**0.5 / norm(repo, name))
     sae.turn_off_forward_pass_hook_z_reshaping()
     x = load_file(FOLDER / repo / name / "inputs.safetensors")["x"]
     f = sae.encode(x)
-    return {"values": f * sae.W_dec.norm(dim=-1), "y": sae.decode(f)}
+    return {"values": f * sae.W_dec.norm(dim=-1), "y": sae(x)}
 
 
 if __name__ == "__main__":
-    loaders.hf_hub_download = local
+    loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = local, shapes
     for repo, name, reader in json.loads((FOLDER / "cases.json").read_text()):
         found = {key: value.contiguous() for key, value in seen(repo, name, reader).items()}
         save_file(found, FOLDER / repo / name / "seen.safetensors")

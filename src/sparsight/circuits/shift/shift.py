@@ -96,7 +96,7 @@ class Found:
         nodes: What stands at the sites.
         biased: The texts.
         effects: First-order effects of every node.
-        exact: Exact effects of the candidates.
+        exact: Effects of the candidates: exact, or at first order where that was asked for.
         readings: Values of the candidates on the texts.
         evidence: On the candidates, the largest exact effect first.
     """
@@ -128,8 +128,11 @@ def find(
     n_judged: int = 100,
     l2: float | int = 1.0,
     batch_size: int = 64,
+    exact: bool = True,
 ) -> Found:
     """Fit a classifier on biased texts, and gather evidence on the nodes with the largest support for it.
+
+    Without `exact` the effects in the evidence are those at first order, which costs no pass for each node.
 
     Raises:
         ValueError: the texts are not fully spurious, so that a judge would see what the setting withholds; a number is
@@ -149,9 +152,12 @@ def find(
     candidates = effects.strongest(n_judged)
     if not candidates:
         raise UndefinedMetric("no node supports the classifier, so there is nothing to judge; add sites")
-    exact = exact_effects(classifier, nodes, biased, candidates, batch_size=batch_size)
+    if exact:
+        known = exact_effects(classifier, nodes, biased, candidates, batch_size=batch_size)
+    else:
+        known = {s: {j: float(effects.support[s][j]) for j in latents} for s, latents in candidates.items()}
     readings = read(lm, nodes, biased, candidates, batch_size=batch_size)
-    return Found(classifier, nodes, biased, effects, exact, readings, evidence(lm, nodes, readings, exact))
+    return Found(classifier, nodes, biased, effects, known, readings, evidence(lm, nodes, readings, known))
 
 
 def remove(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsight.coding.kernels.compiled import is_used
 from sparsight.coding.kernels.gram import GramSearch, GramTable, gram_block_rows
 from sparsight.coding.kernels.screening import ScreenedSearch, Screening
 from sparsight.coding.kernels.search import DenseSearch, Search, block_rows
@@ -17,11 +18,34 @@ SearchMethod: TypeAlias = Literal["auto", "dense", "gram"] | GramTable | Screeni
 LARGEST_AUTOMATIC_TABLE = 2**14
 
 
+def resolved(
+    search: SearchMethod, x: Float[Tensor, "n d"], atoms: Float[Tensor, "n_latents d"], k: int
+) -> Literal["dense"] | GramTable | Screening:
+    """The search that will answer, its table made now if need be.
+
+    Args:
+        search: `"dense"`: a product with all atoms in each step. `"gram"`: a `GramTable` made now. A `GramTable`: made
+            before, of these atoms. `"auto"`: a table where it pays for itself in this call. All these choose the same
+            atoms. A `Screening` does not: it is approximate, and reports what it did.
+        x: All rows.
+        atoms: Unit rows.
+        k: Steps to come.
+    Raises:
+        ValueError: the table or the screening is of other atoms.
+    """
+    if isinstance(search, (GramTable, Screening)):
+        search.check(atoms)
+        return search
+    if search == "gram" or (search == "auto" and _pays(atoms, len(x), k)):
+        return GramTable(atoms, compiled=is_used(atoms, len(x) * k))
+    return "dense"
+
+
 def blocks(
     x: Float[Tensor, "n d"],
     atoms: Float[Tensor, "n_latents d"],
     k: int,
-    search: SearchMethod,
+    search: Literal["dense"] | GramTable | Screening,
     *,
     nonnegative: bool,
     repeats: bool = False,
@@ -32,32 +56,20 @@ def blocks(
         x: All rows, balanced.
         atoms: Unit rows.
         k: Steps to come.
-        search: `"dense"`: a product with all atoms in each step. `"gram"`: a `GramTable` made now. A `GramTable`: made
-            before, of these atoms. `"auto"`: a table where it pays for itself in this call. All these choose the same
-            atoms. A `Screening` does not: it is approximate, and reports what it did.
+        search: As `resolved` returned it.
         nonnegative: Whether the largest inner product is best; else the largest magnitude.
         repeats: Whether an atom may be chosen again.
-    Raises:
-        ValueError: the table or the screening is of other atoms.
     """
     n_latents, d = atoms.shape
     if isinstance(search, Screening):
-        search.check(atoms)
         for block in torch.split(x, search.block_rows(k)):
             yield block, ScreenedSearch(block, search, k, nonnegative=nonnegative, repeats=repeats)
-        return
-    table: GramTable | None = None
-    if isinstance(search, GramTable):
-        search.check(atoms)
-        table = search
-    elif search == "gram" or (search == "auto" and _pays(atoms, len(x), k)):
-        table = GramTable(atoms)
-    if table is None:
+    elif isinstance(search, GramTable):
+        for block in torch.split(x, gram_block_rows(n_latents, x)):
+            yield block, GramSearch(block, search, k, nonnegative=nonnegative, repeats=repeats)
+    else:
         for block in torch.split(x, block_rows(n_latents, d, k, x.element_size(), x.device)):
             yield block, DenseSearch(block, atoms, k, nonnegative=nonnegative, repeats=repeats)
-    else:
-        for block in torch.split(x, gram_block_rows(n_latents, x)):
-            yield block, GramSearch(block, table, k, nonnegative=nonnegative, repeats=repeats)
 
 
 def kept_search(atoms: Float[Tensor, "n_latents d"], n_rows: int, k: int) -> SearchMethod:
@@ -68,7 +80,7 @@ def kept_search(atoms: Float[Tensor, "n_latents d"], n_rows: int, k: int) -> Sea
         n_rows: Rows of all calls together.
         k: Steps in a row.
     """
-    return GramTable(atoms) if _pays(atoms, n_rows, k) else "auto"
+    return GramTable(atoms, compiled=is_used(atoms, n_rows * k)) if _pays(atoms, n_rows, k) else "auto"
 
 
 def _pays(atoms: Float[Tensor, "n_latents d"], n_rows: int, k: int) -> bool:

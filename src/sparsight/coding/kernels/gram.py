@@ -1,60 +1,79 @@
 """Exact search without a dense product per step: rough scores follow the weights, and a bound proves the choice."""
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Bool, Float, Float16, Float32, Int64
 from torch import Tensor
 
 from sparsight.codes import SparseCode
+from sparsight.coding.arguments import LONGEST_ATOM
+from sparsight.coding.kernels.compiled import is_used
 from sparsight.coding.kernels.search import Search, block_bytes
+from sparsight.coding.kernels.swept_table import GROUP, SINGLE_ROUNDING, SweptTable
 
-# Atoms whose scores are first looked at together, by their maximum.
-GROUP = 64
 # Slots whose change of weight is applied in one step; what remains pending goes into the bound.
 APPLIED_PER_STEP = 3
 # Groups in one row that may still hold the winner before the row is scanned afresh.
 MOST_GROUPS = 32
 HALF_ROUNDING = 2.0**-11
-SINGLE_ROUNDING = 2.0**-24
 TINY_HALF = 2.0**-22
 # Changes beyond this stay pending, so that sums of table rows stay far from the largest half-precision number.
 LARGEST_CHANGE = 8000.0
-# Atoms may be longer than 1 by the tolerance of `check_arrays`.
-LONGEST_ATOM = 1.003
 
 
 class GramTable:
     """Inner products between all atoms, for use in many calls: exact ones to look up, rough ones to sweep over.
 
-    Takes `6 n_latents^2` bytes for float32 atoms: 100 MB at 4,096 latents, 1.6 GB at 16,384.
+    Takes `6 n_latents^2` bytes for float32 atoms, 100 MB at 4,096 latents and 1.6 GB at 16,384; a third of that where
+    the search runs in compiled code, which computes the exact ones afresh.
 
+    Args:
+        atoms: Unit rows.
+        compiled: Whether pursuits with this table run in compiled code; by default where that is available and the
+            dictionary is large (`docs/coding.md`).
     Attributes:
         atoms: A copy of the atoms, to notice when a coder is called with others.
+        swept: What compiled code needs; None where it is not used, and what follows is made instead.
         exact: Inner products in the precision of the atoms.
         rough: The same rounded to half precision; columns padded with zeros to a multiple of `GROUP`.
         coherence: Largest magnitude of an inner product of each atom with another one in each group.
     """
 
-    def __init__(self, atoms: Float[Tensor, "n_latents d"]) -> None:
-        n_latents = atoms.shape[0]
+    def __init__(self, atoms: Float[Tensor, "n_latents d"], *, compiled: bool | None = None) -> None:
+        self.atoms: Float[Tensor, "n_latents d"] = atoms.detach().clone().contiguous()
+        compiled = is_used(atoms) if compiled is None else compiled
+        self.swept = SweptTable(self.atoms) if compiled else None
+        if self.swept is None:
+            self.rough  # noqa: B018  made now rather than in the first call
+
+    @cached_property
+    def exact(self) -> Float[Tensor, "n_latents n_latents"]:
+        return self.atoms @ self.atoms.T
+
+    @property
+    def rough(self) -> Float16[Tensor, "n_latents padded"]:
+        return self._halves[0]
+
+    @property
+    def coherence(self) -> Float32[Tensor, "n_latents groups"]:
+        return self._halves[1]
+
+    @cached_property
+    def _halves(self) -> tuple[Float16[Tensor, "n_latents padded"], Float32[Tensor, "n_latents groups"]]:
+        n_latents = self.atoms.shape[0]
         padded = -(-n_latents // GROUP) * GROUP
-        self.atoms: Float[Tensor, "n_latents d"] = atoms.detach().clone()
-        self.exact: Float[Tensor, "n_latents n_latents"] = atoms.new_empty(n_latents, n_latents)
-        self.rough: Float16[Tensor, "n_latents padded"] = torch.zeros(
-            n_latents, padded, dtype=torch.float16, device=atoms.device
-        )
-        self.coherence: Float32[Tensor, "n_latents groups"] = torch.zeros(
-            n_latents, padded // GROUP, device=atoms.device
-        )
+        rough = torch.zeros(n_latents, padded, dtype=torch.float16, device=self.atoms.device)
+        coherence = torch.zeros(n_latents, padded // GROUP, device=self.atoms.device)
         rows = max(1, 2**22 // n_latents)
         for start in range(0, n_latents, rows):
-            block = self.exact[start : start + rows]
-            torch.mm(self.atoms[start : start + rows], self.atoms.T, out=block)
-            self.rough[start : start + rows, :n_latents] = block
-            others = self.rough[start : start + rows].float()
+            rough[start : start + rows, :n_latents] = self.exact[start : start + rows]
+            others = rough[start : start + rows].float()
             others.diagonal(offset=start).zero_()
-            lowest, highest = others.view(len(block), -1, GROUP).aminmax(dim=2)
+            lowest, highest = others.view(len(others), -1, GROUP).aminmax(dim=2)
             # What rounding to half precision can have taken off.
-            self.coherence[start : start + rows] = torch.maximum(-lowest, highest) * (1 + 2 * HALF_ROUNDING) + TINY_HALF
+            coherence[start : start + rows] = torch.maximum(-lowest, highest) * (1 + 2 * HALF_ROUNDING) + TINY_HALF
+        return rough, coherence
 
     def look_up(self, atoms: Int64[Tensor, " p"], others: Int64[Tensor, "p t"]) -> Float[Tensor, "p t"]:
         """Exact inner products of each atom with its row of others."""

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import BFloat16, Bool, Float, Float32, Int64
 from torch import Tensor
 
-from sparsight.coding.arguments import rounding_floor
-from sparsight.coding.kernels.gram import LONGEST_ATOM, GramTable
+from sparsight.coding.arguments import LONGEST_ATOM, rounding_floor
+from sparsight.coding.kernels.gram import GramTable
 from sparsight.coding.kernels.search import ChosenAtoms, Search, block_bytes
 
 # Atoms that are first looked at together, by their maximum, when candidates are sought.
@@ -69,6 +69,7 @@ class Screening:
             raise ValueError(f"candidates and scans must be at least 1, got {candidates} and {scans}")
         if table is not None:
             table.check(atoms)
+            table.exact  # noqa: B018  made now rather than in the first call
         n_latents, d = atoms.shape
         self.atoms: Float[Tensor, "n_latents d"] = atoms.detach().clone() if table is None else table.atoms
         self.low: BFloat16[Tensor, "padded d"] = torch.zeros(

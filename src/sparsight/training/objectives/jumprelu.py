@@ -32,14 +32,14 @@ def jumprelu_objective(
     active = step(pre, threshold, dictionary.bandwidth)
     x_hat = values.to(x.dtype) @ dictionary.atoms + dictionary.b_dec
     l0 = active.sum(dim=1).mean()
-    terms = {"reconstruction": squared_error(x, x_hat), "sparsity": sparsity * _penalty(config, l0)}
+    terms = {"reconstruction": squared_error(x, x_hat), "sparsity": sparsity * sparsity_penalty(config, l0)}
     if config.aux > 0 and bool(dead.any()):
         terms["auxiliary"] = config.aux * revival(dictionary, x, x - x_hat, dead, config.k_aux)
     return objective_of(terms, l0.detach(), active.detach().any(dim=0))
 
 
-def _penalty(config: JumpReLU, l0: Tensor) -> Tensor:
-    """Linear in L0 with a given weight, or quadratic about a target."""
+def sparsity_penalty(config: JumpReLU, l0: Tensor) -> Tensor:
+    """The penalty of an L0: linear in it with a given weight, or quadratic about a target."""
     if config.target_l0 is not None:
         return TARGET_WEIGHT * (over_batch(l0) / config.target_l0 - 1).square()
     assert config.l0 is not None

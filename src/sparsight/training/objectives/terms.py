@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparsight.training.parallel.processes import over_batch
-from sparsight.training.sparse_step import sparse_top_k
+from sparsight.training.sparse_map import sparse_map
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,53 @@ def revival(
     dead: Tensor,
     k_aux: int | None,
 ) -> Tensor:
-    """Fraction of the residual's variance that dead latents leave unexplained.
+    """Fraction of the residual's variance that dead latents leave unexplained: `unexplained_by_dead` of one width."""
+    return unexplained_by_dead(
+        x - dictionary.b_dec.detach(),
+        dictionary.W_enc,
+        dictionary.b_enc,
+        dictionary.atoms,
+        residual,
+        dead,
+        k_aux,
+    )
 
-    In each token the `k_aux` dead latents of largest pre-activation reconstruct the residual, without offset. Values
-    are *not* rectified: a latent whose pre-activation is negative everywhere would never hear from the loss. Residual
-    and offset are constants here: reviving the dead does not bend the living.
 
+def unexplained_by_dead(
+    centred: Float[Tensor, "b d_in"],
+    W_enc: Float[Tensor, "d_in m"],
+    b_enc: Float[Tensor, " m"],
+    atoms: Float[Tensor, "m d_out"],
+    residual: Float[Tensor, "b d_out"],
+    dead: Bool[Tensor, " m"],
+    k_aux: int | None,
+) -> Float[Tensor, ""]:
+    """Fraction of the residual's variance that the dead latents leave unexplained.
+
+    In each token the `k_aux` dead latents of largest pre-activation reconstruct the residual, rectified and without
+    offset. The gradient passes through the rectifier as if it were not there: a latent whose pre-activation is negative
+    everywhere would never hear from the loss otherwise. Residual and offset are constants here: reviving the dead does
+    not bend the living.
+
+    Args:
+        centred: What the encoder reads, less its offset; a constant.
+        W_enc, b_enc, atoms: Of all latents.
+        residual: What the living leave of what is reconstructed.
+        dead: Latents to revive.
+        k_aux: Dead latents in a token. Default: half of `d_out`.
     Source:
-        Gao et al., "Scaling and evaluating sparse autoencoders", 2024, appendix A.2 (they rectify).
+        Gao et al., "Scaling and evaluating sparse autoencoders", 2024, appendix A.2. The value is theirs; we depart
+        from it by the gradient.
     """
     latents = dead.nonzero()[:, 0]
-    W_enc, b_enc = dictionary.W_enc[:, latents], dictionary.b_enc[latents]
-    atoms = dictionary.atoms[latents]
-    centred = x - dictionary.b_dec.detach()
+    W_enc, b_enc, atoms = W_enc[:, latents], b_enc[latents], atoms[latents]
     residual = residual.detach()
-    k = min(k_aux or max(1, dictionary.d_in // 2), len(latents))
-    explained: Tensor
+    k = min(k_aux or max(1, residual.shape[1] // 2), len(latents))
     if k == len(latents):
-        explained = torch.addmm(b_enc, centred, W_enc) @ atoms
+        pre = torch.addmm(b_enc, centred, W_enc)
+        explained = (pre + (pre.relu() - pre).detach()) @ atoms
     else:
-        no_offset = torch.zeros_like(dictionary.b_dec)
-        explained, _, _ = sparse_top_k(centred, W_enc, b_enc, atoms, no_offset, k=k, rectify=False)
+        explained, _, _ = sparse_map(centred, W_enc, b_enc, atoms, k=k, exact=False)
     variance = over_batch((residual - over_batch(residual.mean(dim=0))).square().sum())
     # An exact reconstruction leaves nothing to explain: 0 / tiny = 0.
-    return (residual - explained).square().sum() / variance.clamp_min(torch.finfo(x.dtype).tiny)
+    return (residual - explained).square().sum() / variance.clamp_min(torch.finfo(residual.dtype).tiny)

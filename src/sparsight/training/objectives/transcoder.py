@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparsight.dictionaries.transcoder import TranscoderDictionary
-from sparsight.training.objectives.terms import Objective, objective_of, squared_error
+from sparsight.training.objectives.terms import Objective, objective_of, squared_error, unexplained_by_dead
 from sparsight.training.sparse_map import sparse_map
 
 
@@ -41,23 +41,13 @@ def transcoder_objective(
     fired[indices[active]] = True
     terms = {"reconstruction": squared_error(y, y_hat)}
     if config.aux > 0 and bool(dead.any()):
-        terms["auxiliary"] = config.aux * _revival(dictionary, centred, y - y_hat, dead)
+        terms["auxiliary"] = config.aux * unexplained_by_dead(
+            centred.detach(),
+            dictionary.W_enc,
+            dictionary.b_enc,
+            dictionary.atoms,
+            y - y_hat,
+            dead,
+            config.k_aux,
+        )
     return objective_of(terms, active.sum() / len(x), fired)
-
-
-def _revival(dictionary: TranscoderDictionary, centred: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-    """As `terms.revival`, from the width of the input to that of the output; offset and residual are constants."""
-    latents = dead.nonzero()[:, 0]
-    k = min(dictionary.config.k_aux or max(1, dictionary.d_out // 2), len(latents))
-    explained, _, _ = sparse_map(
-        centred.detach(),
-        dictionary.W_enc[:, latents],
-        dictionary.b_enc[latents],
-        dictionary.atoms[latents],
-        k=k,
-        rectify=False,
-    )
-    residual = residual.detach()
-    variance = (residual - residual.mean(dim=0)).square().sum()
-    # An exact reconstruction leaves nothing to explain: 0 / tiny = 0.
-    return (residual - explained).square().sum() / variance.clamp_min(torch.finfo(residual.dtype).tiny)

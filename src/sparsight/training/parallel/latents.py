@@ -58,13 +58,14 @@ def sharded_top_k(
     *,
     among: Bool[Tensor, " m_shard"] | None = None,
 ) -> tuple[Float[Tensor, "b d"], Slots]:
-    """Decode, without offset, the `k` largest pre-activations of each token over the latents of all processes.
+    """Decode, without offset, the `k` largest pre-activations of each token, rectified, over the latents of all.
 
     Args:
         dictionary: This process's shard.
         centred: Activations less the offset, equal on all processes; differentiable.
         k: Latents in a token.
-        among: Latents to choose among, values then not rectified; all, rectified, when not given.
+        among: Latents to choose among; the gradient then passes through the rectifier, to negative ones as well. All
+            when not given.
     Returns:
         What the chosen latents of all processes add up to, and the slots of this process.
     """
@@ -78,7 +79,7 @@ def sharded_top_k(
         if among is None:
             mine &= values > 0
         tokens = mine.nonzero()[:, 0]
-        slots = Slots(tokens, latents[mine], values[mine], len(centred))
+        slots = Slots(tokens, latents[mine], values[mine].relu(), len(centred))
     no_offset = torch.zeros_like(dictionary.b_dec)
     part = decode_slots(
         inputs, dictionary.W_enc, dictionary.b_enc, dictionary.atoms, no_offset, slots, tokens, len(centred), False

@@ -1,0 +1,204 @@
+"""One contender of benchmarks/step.py, in a process of its own and in whatever environment it is installed.
+
+    python benchmarks/step_worker.py CONTENDER ARCHITECTURE D N_LATENTS K BATCH THREADS
+
+Answers each line on stdin with one line of JSON: `steps N` takes N steps and says how long they took;
+`gradients FOLDER` reads weights and a batch from FOLDER and writes its gradients of the reconstruction there; `memory`
+says the largest memory ever held. Each steps as its users would run it: its own trainer's step and defaults, float32.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Contender = tuple[Callable[[Tensor, int], None], Callable[[dict[str, Tensor]], dict[str, Tensor]]]
+
+
+def activations(d: int, batch: int) -> list[Tensor]:
+    """Batches of sparse sums of planted directions, mean 0 and unit variance: no latent dies, none is trivial."""
+    g = torch.Generator().manual_seed(12)
+    directions = torch.nn.functional.normalize(torch.randn(4 * d, d, generator=g), dim=1)
+    batches = []
+    for _ in range(4):
+        latents = torch.randint(0, 4 * d, (batch, 24), generator=g)
+        x = torch.einsum("bk,bkd->bd", torch.rand(batch, 24, generator=g), directions[latents])
+        x = x + 0.05 * torch.randn(batch, d, generator=g)
+        x = x - x.mean(dim=0)
+        batches.append(x / x.square().sum(dim=1).mean().sqrt())
+    return batches
+
+
+def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) -> Contender:
+    from sparsight.dictionaries import BatchTopK, JumpReLU, Matryoshka, TopK
+    from sparsight.training import Training
+    from sparsight.training.member import Member
+
+    configs: dict[str, Any] = {
+        "topk": lambda: TopK(m, k),
+        "batchtopk": lambda: BatchTopK(m, k),
+        "matryoshka": lambda: Matryoshka(m, k, widths=(m // 8, m // 4, m // 2)),
+        "jumprelu": lambda: JumpReLU(m, target_l0=float(k)),
+    }
+    training = Training(n_tokens=10**9, batch_size=batch, step=step)
+    member = Member("it", configs[architecture](), d, training, torch.device("cpu"))
+    rule: Any = member.rule
+
+    def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        dictionary: Any = member.dictionary
+        with torch.no_grad():
+            dictionary.atoms.copy_(given["atoms"])
+            dictionary.W_enc.copy_(given["W_enc"])
+        rule._written()
+        rule.optimizer.zero_grad(set_to_none=True)
+        rule._gradients(given["x"], torch.zeros(m, dtype=torch.bool), 1.0)
+        if rule.compiled is None:
+            return {name: getattr(dictionary, name).grad.contiguous() for name in ("atoms", "W_enc", "b_enc")}
+        return {name: t.contiguous() for name, t in rule.compiled.dense_gradients().items() if name != "b_dec"}
+
+    return lambda x, number: member.step(x, 1e-4, 1.0) and None, gradients
+
+
+def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    of: dict[str, Any] = {
+        "topk": lambda: TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=m, k=k)),
+        "batchtopk": lambda: BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d, d_sae=m, k=k)),
+        "jumprelu": lambda: JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=d, d_sae=m)),
+    }
+    sae = of[architecture]()
+    config = SAETrainerConfig(10**9, batch, lr=1e-4, lr_end=1e-5, logger=LoggingConfig(log_to_wandb=False))
+    trainer: Any = SAETrainer(config, sae, iter(()))
+
+    def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        if architecture == "jumprelu":
+            return {}  # thresholds of its own
+        with torch.no_grad():
+            sae.W_dec.copy_(given["atoms"])
+            sae.W_enc.copy_(given["W_enc"])
+            sae.b_enc.zero_()
+            sae.b_dec.zero_()
+        sae.zero_grad()
+        x_hat = sae(given["x"])
+        (given["x"] - x_hat).square().sum(dim=1).mean().backward()
+        return {"atoms": sae.W_dec.grad, "W_enc": sae.W_enc.grad, "b_enc": sae.b_enc.grad}
+
+    return lambda x, number: trainer.step(x) and None, gradients
+
+
+def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    of: dict[str, Any] = {
+        "topk": (TopKTrainer, {"k": k}),
+        "batchtopk": (BatchTopKTrainer, {"k": k}),
+        "matryoshka": (MatryoshkaBatchTopKTrainer, {"k": k, "group_fractions": [1 / 8, 1 / 8, 1 / 4, 1 / 2]}),
+        "jumprelu": (JumpReluTrainer, {"target_l0": float(k)}),
+    }
+    trainer_class, more = of[architecture]
+    trainer = trainer_class(
+        steps=10**6, activation_dim=d, dict_size=m, layer=0, lm_name="none", device="cpu", lr=1e-4, seed=0, **more
+    )
+
+    def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        ae = trainer.ae
+        if architecture in ("matryoshka", "jumprelu"):
+            return {}  # prefixes' losses weighted and divided otherwise; thresholds of its own
+        with torch.no_grad():
+            ae.decoder.weight.copy_(given["atoms"].T)
+            ae.encoder.weight.copy_(given["W_enc"].T)
+            ae.encoder.bias.zero_()
+            ae.b_dec.zero_()
+        ae.zero_grad()
+        code = ae.encode(given["x"]) if architecture == "topk" else ae.encode(given["x"], use_threshold=False)
+        (given["x"] - ae.decode(code)).square().sum(dim=1).mean().backward()
+        encoder, decoder = ae.encoder, ae.decoder
+        found = {"atoms": decoder.weight.grad.T, "W_enc": encoder.weight.grad.T, "b_enc": encoder.bias.grad}
+        return {name: gradient.contiguous() for name, gradient in found.items()}
+
+    return lambda x, number: trainer.update(number, x), gradients
+
+
+def sparsify(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
+    from sparsify.config import SparseCoderConfig
+    from sparsify.sparse_coder import SparseCoder
+
+    coder: Any = SparseCoder(d, SparseCoderConfig(num_latents=m, k=k), device="cpu", dtype=torch.float32)
+    optimizer = torch.optim.Adam(coder.parameters(), lr=1e-4)
+    none_dead = torch.zeros(m, dtype=torch.bool)
+    silent = torch.zeros(m, dtype=torch.int64)
+
+    def step(x: Tensor, number: int) -> None:
+        coder.set_decoder_norm_to_unit_norm()
+        out = coder(x, dead_mask=none_dead)
+        fired = torch.zeros(m, dtype=torch.bool)
+        fired[out.latent_indices.flatten()] = True
+        silent.add_(len(x))[fired] = 0
+        (out.fvu + out.auxk_loss / 32 + out.multi_topk_fvu / 8).backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            coder.W_dec.copy_(given["atoms"])
+            coder.encoder.weight.copy_(given["W_enc"].T)
+            coder.encoder.bias.zero_()
+            coder.b_dec.zero_()
+        coder.zero_grad()
+        coder(given["x"]).fvu.backward()
+        encoder = coder.encoder
+        return {"atoms": coder.W_dec.grad, "W_enc": encoder.weight.grad.T.contiguous(), "b_enc": encoder.bias.grad}
+
+    return step, gradients
+
+
+def contender(name: str, architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
+    if name.startswith("sparsight"):
+        return sparsight(architecture, "dense" if name.endswith("dense") else "sparse", d, m, k, batch)
+    builders = {"saelens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
+    return builders[name](architecture, d, m, k, batch)
+
+
+def main() -> None:
+    name, architecture = sys.argv[1:3]
+    d, m, k, batch, threads = map(int, sys.argv[3:])
+    torch.set_num_threads(threads)
+    batches = activations(d, batch)
+    step, gradients = contender(name, architecture, d, m, k, batch)
+    number = 0
+    print(json.dumps({"torch": torch.__version__}), flush=True)
+    for line in sys.stdin:
+        command, *rest = line.split()
+        answer: dict[str, Any] = {}
+        if command == "steps":
+            started = time.perf_counter()
+            for _ in range(int(rest[0])):
+                step(batches[number % len(batches)], number)
+                number += 1
+            answer["seconds"] = time.perf_counter() - started
+        elif command == "gradients":
+            folder = Path(rest[0])
+            given = torch.load(folder / "given.pt", weights_only=True)
+            torch.save(gradients(given), folder / f"{name}.pt")
+        else:
+            answer["bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,507 @@
+"""The loops of the sparse step in compiled code.
+
+Import only where numba is installed. All compiled functions are in this one file, because numba's cache on disk notices
+changes of the file of the function that is called, not of others. Each works on a range of rows or latents and writes
+only what belongs to them, in an order that does not depend on the range: threads change no bit of the result.
+"""
+
+from typing import Any, no_type_check
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# Sums may be taken in any order and contracted, so that they use the vector units. NaN and infinity keep their meaning.
+_compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "contract", "reassoc"})
+
+# Entries of a row whose maximum is kept. Short enough that few entries are looked at twice.
+GROUP = 32
+# Half a unit in the last place of bfloat16, relative; a product with an offset is rounded at most three times.
+BF16_ROUNDING = 2.0**-8
+
+
+@_compiled
+@no_type_check
+def top_k_of_screened(
+    first: int,
+    last: int,
+    bits: Array,
+    x: Array,
+    encoder: Array,
+    offset: Array,
+    slack: Array,
+    largest_offset: float,
+    k: int,
+    values: Array,
+    latents: Array,
+) -> int:
+    """The `k` largest of `x encoder^T + offset` in each row, largest first, of equal ones the first; rectified.
+
+    `bits` holds the same numbers in bfloat16, as integers, each off by at most `slack` of its row plus rounding. Let
+    `T` be the k-th largest maximum of a group of entries: at least k entries are no smaller, so what lies below `T` by
+    more than twice the error cannot be among the k largest. All others are computed again in full precision.
+
+    Returns:
+        How many were computed again.
+    """
+    m = encoder.shape[0]
+    n_groups = (m + GROUP - 1) // GROUP
+    maxima = np.empty(n_groups, np.int16)
+    heap = np.empty(k, np.int16)
+    kept = np.empty(m, np.int32)
+    exact = np.empty(m, np.float32)
+    as_bits = np.empty(1, np.int32)
+    as_float = as_bits.view(np.float32)
+    n_exact = 0
+    for t in range(first, last):
+        row = bits[t]
+        _group_maxima(row, maxima)
+        lowest = _kth_largest(maxima, k, heap)
+        as_bits[0] = np.int32(lowest) << 16
+        top = as_float[0]
+        error = slack[t] + 2 * BF16_ROUNDING * (top + largest_offset)
+        limit = top - 2 * error - 2 * BF16_ROUNDING * top
+        n_kept = 0
+        if limit > 0:
+            as_float[0] = limit
+            floor = np.int16(as_bits[0] >> 16)  # rounded down: both are positive
+            for g in range(n_groups):
+                if maxima[g] >= floor:
+                    for j in range(g * GROUP, min(m, (g + 1) * GROUP)):
+                        if row[j] >= floor:
+                            kept[n_kept] = j
+                            n_kept += 1
+        else:
+            # Fewer than k are surely positive. Others count only where they are positive in truth.
+            lower = -2 * error - BF16_ROUNDING * largest_offset
+            for j in range(m):
+                as_bits[0] = np.int32(row[j]) << 16
+                if as_float[0] >= lower:
+                    kept[n_kept] = j
+                    n_kept += 1
+        n_exact += n_kept
+        _dots(x[t], encoder, kept, n_kept, exact)
+        for c in range(n_kept):
+            exact[c] += offset[kept[c]]
+        _largest_first(exact, kept, n_kept, k, values[t], latents[t])
+    return n_exact
+
+
+@_compiled
+@no_type_check
+def _group_maxima(row: Array, maxima: Array) -> None:
+    """The largest entry of each group of `GROUP`, never below 0."""
+    m = len(row)
+    for g in range(len(maxima)):
+        part = row[g * GROUP : min(m, (g + 1) * GROUP)]  # indices that count from 0 are made vectors of
+        largest = np.int16(0)
+        for j in range(len(part)):
+            largest = max(largest, part[j])
+        maxima[g] = largest
+
+
+@_compiled
+@no_type_check
+def _kth_largest(entries: Array, k: int, heap: Array) -> int:
+    """The k-th largest entry, 0 where there are fewer than k. `heap` is room for k."""
+    if len(entries) < k:
+        return 0
+    for c in range(k):
+        heap[c] = entries[c]
+    for c in range(k // 2 - 1, -1, -1):
+        _sift(heap, c, k)
+    for c in range(k, len(entries)):
+        if entries[c] > heap[0]:
+            heap[0] = entries[c]
+            _sift(heap, 0, k)
+    return int(heap[0])
+
+
+@_compiled
+@no_type_check
+def _sift(heap: Array, at: int, size: int) -> None:
+    """Let an entry sink to where its children are larger."""
+    entry = heap[at]
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= entry:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = entry
+
+
+@_compiled
+@no_type_check
+def _dot(a: Array, b: Array) -> float:
+    total = np.float32(0)
+    for c in range(len(a)):
+        total += a[c] * b[c]
+    return total
+
+
+@_compiled
+@no_type_check
+def _dots(x: Array, rows: Array, which: Array, n: int, found: Array) -> None:
+    """`<x, rows[which]>`, four at a time: the memory brings several rows in the time of one."""
+    whole = n // 4 * 4
+    for first in range(0, whole, 4):
+        r0, r1 = rows[which[first]], rows[which[first + 1]]
+        r2, r3 = rows[which[first + 2]], rows[which[first + 3]]
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for c in range(len(x)):
+            s0 += x[c] * r0[c]
+            s1 += x[c] * r1[c]
+            s2 += x[c] * r2[c]
+            s3 += x[c] * r3[c]
+        found[first], found[first + 1], found[first + 2], found[first + 3] = s0, s1, s2, s3
+    for position in range(whole, n):
+        found[position] = _dot(x, rows[which[position]])
+
+
+@_compiled
+@no_type_check
+def _largest_first(exact: Array, kept: Array, n_kept: int, k: int, values: Array, latents: Array) -> None:
+    """Insert into the k largest so far, in descending order; an equal one goes behind those before it."""
+    filled = 0
+    for c in range(n_kept):
+        value = exact[c]
+        if filled == k and not value > values[k - 1]:
+            continue
+        at = filled if filled < k else k - 1
+        while at > 0 and values[at - 1] < value:
+            values[at] = values[at - 1]
+            latents[at] = latents[at - 1]
+            at -= 1
+        values[at] = value
+        latents[at] = kept[c]
+        if filled < k:
+            filled += 1
+    for c in range(filled, k):
+        # Never enough positive ones: any latent that is silent will do.
+        values[c] = 0
+        latents[c] = latents[0] if filled else 0
+    for c in range(k):
+        values[c] = max(values[c], np.float32(0))
+
+
+@_compiled
+@no_type_check
+def above_floor(
+    first: int,
+    last: int,
+    bits: Array,
+    floors: Array,
+    x: Array,
+    encoder: Array,
+    offset: Array,
+    lower: Array,
+    counts: Array,
+    values: Array,
+    latents: Array,
+) -> bool:
+    """Entries of `x encoder^T + offset` that exceed `lower` of their latent, in the order of the latents.
+
+    `bits` holds screened numbers in bfloat16, as integers; `floors`, positive, says for each row below which of them no
+    entry can exceed its limit. Those that may are computed again in full precision.
+
+    Returns:
+        Whether there was room: a row takes as many as `values` has columns. `counts` says how many were needed.
+    """
+    m = encoder.shape[0]
+    n_groups = (m + GROUP - 1) // GROUP
+    maxima = np.empty(n_groups, np.int16)
+    as_bits = np.empty(1, np.int32)
+    as_float = as_bits.view(np.float32)
+    room = values.shape[1]
+    kept = np.empty(m, np.int32)
+    exact = np.empty(m, np.float32)
+    enough = True
+    for t in range(first, last):
+        row = bits[t]
+        as_float[0] = floors[t]
+        floor = np.int16(as_bits[0] >> 16)  # rounded down
+        _group_maxima(row, maxima)
+        n, n_kept = 0, 0
+        for g in range(n_groups):
+            if maxima[g] >= floor:
+                for j in range(g * GROUP, min(m, (g + 1) * GROUP)):
+                    if row[j] >= floor:
+                        kept[n_kept] = j
+                        n_kept += 1
+        _dots(x[t], encoder, kept, n_kept, exact)
+        for c in range(n_kept):
+            j = kept[c]
+            value = exact[c] + offset[j]
+            if value > lower[j]:
+                if n < room:
+                    values[t, n] = value
+                    latents[t, n] = j
+                n += 1
+        counts[t] = n
+        enough = enough and n <= room
+    return enough
+
+
+@_compiled
+@no_type_check
+def decode_and_pull(
+    first: int,
+    last: int,
+    starts: Array,
+    groups: Array,
+    latents: Array,
+    values: Array,
+    x: Array,
+    atoms: Array,
+    b_dec: Array,
+    scales: Array,
+    g: Array,
+    pull: Array,
+    squares: Array,
+) -> None:
+    """The error of each token's reconstruction, and what it says about the token's values.
+
+    There is one reconstruction for each of `P` nested prefixes of the latents: a slot of group `p` counts in those from
+    `p` on, and slots of a token ascend by group. With `r_p` their errors, `squares[t, p] = |r_p|^2`, and row `t P + p`
+    of `g` becomes the gradient of `sum_q scales_q / 2 |r_q|^2` by what group `p` adds up to:
+    `sum_{q >= p} scales_q r_q`.
+    `pull = <g, atom>` for every slot, in its group's row. An atom is read twice while it is in the cache.
+    """
+    d, n_prefixes = atoms.shape[1], len(scales)
+    running = np.empty(d, np.float32)
+    for t in range(first, last):
+        for c in range(d):
+            running[c] = b_dec[c] - x[t, c]
+        s = starts[t]
+        for p in range(n_prefixes):
+            while s < starts[t + 1] and groups[s] == p:
+                value = values[s]
+                if value != 0:
+                    atom = atoms[latents[s]]
+                    for c in range(d):
+                        running[c] += value * atom[c]
+                s += 1
+            square, scale, row = np.float32(0), np.float32(scales[p]), g[t * n_prefixes + p]
+            for c in range(d):
+                square += running[c] * running[c]
+                row[c] = scale * running[c]
+            squares[t, p] = square
+        for p in range(n_prefixes - 2, -1, -1):
+            row, after = g[t * n_prefixes + p], g[t * n_prefixes + p + 1]
+            for c in range(d):
+                row[c] += after[c]
+        for s in range(starts[t], starts[t + 1]):
+            pull[s] = _dot(g[t * n_prefixes + groups[s]], atoms[latents[s]])
+
+
+@_compiled
+@no_type_check
+def sort_by_latent(latents: Array, starts: Array, order: Array) -> None:
+    """Where each latent's slots are: `order[starts[i] : starts[i + 1]]`, in their own order."""
+    starts[:] = 0
+    for s in range(len(latents)):
+        starts[latents[s] + 1] += 1
+    for i in range(len(starts) - 1):
+        starts[i + 1] += starts[i]
+    cursor = starts[:-1].copy()
+    for s in range(len(latents)):
+        i = latents[s]
+        order[cursor[i]] = s
+        cursor[i] += 1
+
+
+@_compiled
+@no_type_check
+def gradients_by_latent(
+    first: int,
+    last: int,
+    which: Array,
+    starts: Array,
+    order: Array,
+    tokens: Array,
+    rows: Array,
+    values: Array,
+    pull: Array,
+    g: Array,
+    centred: Array,
+    to_atoms: Array,
+    to_encoder: Array,
+    to_offset: Array,
+) -> None:
+    """For each latent of `which`, over its slots: `sum value g`, `sum pull (x - b_dec)` and `sum pull`.
+
+    A slot's row in `g` is `rows`, in `centred` `tokens`.
+    """
+    d = g.shape[1]
+    for r in range(first, last):
+        i = which[r]
+        atom, row = to_atoms[r], to_encoder[r]
+        for c in range(d):
+            atom[c] = 0
+            row[c] = 0
+        total = np.float32(0)
+        for position in range(starts[i], starts[i + 1]):
+            s = order[position]
+            value, weight = values[s], pull[s]
+            if value != 0 or weight != 0:
+                up, x = g[rows[s]], centred[tokens[s]]
+                for c in range(d):
+                    atom[c] += value * up[c]
+                    row[c] += weight * x[c]
+                total += weight
+        to_offset[i] = total
+
+
+@_compiled
+@no_type_check
+def tangent_and_norms(
+    first: int,
+    last: int,
+    which: Array,
+    atoms: Array,
+    to_atoms: Array,
+    to_encoder: Array,
+    along: Array,
+    squares: Array,
+) -> None:
+    """The component of each atom's gradient along the atom, and the square of what remains plus the encoder's."""
+    d = atoms.shape[1]
+    for r in range(first, last):
+        inner, square, other = np.float32(0), np.float32(0), np.float32(0)
+        atom, gradient, row = atoms[which[r]], to_atoms[r], to_encoder[r]
+        for c in range(d):
+            inner += gradient[c] * atom[c]
+        for c in range(d):
+            rest = gradient[c] - inner * atom[c]
+            square += rest * rest
+            other += row[c] * row[c]
+        along[r] = inner
+        squares[r] = np.float64(square) + np.float64(other)
+
+
+@_compiled
+@no_type_check
+def adam_on_the_sphere(
+    first: int,
+    last: int,
+    atoms: Array,
+    position: Array,
+    gradient: Array,
+    along: Array,
+    mean: Array,
+    square: Array,
+    shrink: float,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    correction: float,
+    eps: float,
+) -> None:
+    """Adam along each atom's tangent, then back to norm 1, in one pass.
+
+    Args:
+        position: Row of each latent in `gradient` and `along`; -1 where its gradient is 0.
+        shrink: Factor of the gradient that its clipping asks for.
+        rate: Learning rate over `1 - beta1^step`.
+        correction: `1 / sqrt(1 - beta2^step)`.
+    """
+    d = atoms.shape[1]
+    rest1, rest2 = np.float32(1 - beta1), np.float32(1 - beta2)
+    beta1, beta2 = np.float32(beta1), np.float32(beta2)
+    shrink, rate, correction, eps = np.float32(shrink), np.float32(rate), np.float32(correction), np.float32(eps)
+    for i in range(first, last):
+        atom, first_average, second_average = atoms[i], mean[i], square[i]
+        r = position[i]
+        norm = np.float32(0)
+        if r >= 0:
+            inner, slopes = along[r], gradient[r]
+            for c in range(d):
+                slope = (slopes[c] - inner * atom[c]) * shrink
+                first_average[c] = beta1 * first_average[c] + rest1 * slope
+                second_average[c] = beta2 * second_average[c] + rest2 * slope * slope
+                moved = atom[c] - rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+                atom[c] = moved
+                norm += moved * moved
+        else:
+            for c in range(d):
+                first_average[c] = beta1 * first_average[c]
+                second_average[c] = beta2 * second_average[c]
+                moved = atom[c] - rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+                atom[c] = moved
+                norm += moved * moved
+        scale = np.float32(1) / np.sqrt(max(norm, np.float32(1e-38)))
+        for c in range(d):
+            atom[c] *= scale
+
+
+@_compiled
+@no_type_check
+def adam_and_round(
+    first: int,
+    last: int,
+    weights: Array,
+    position: Array,
+    gradient: Array,
+    mean: Array,
+    square: Array,
+    shrink: float,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    correction: float,
+    eps: float,
+    rounded: Array,
+    errors: Array,
+    norms: Array,
+) -> None:
+    """Adam on the encoder's rows, and at once their bfloat16 copy, its error and its norm, squared."""
+    d = weights.shape[1]
+    rest1, rest2 = np.float32(1 - beta1), np.float32(1 - beta2)
+    beta1, beta2 = np.float32(beta1), np.float32(beta2)
+    shrink, rate, correction, eps = np.float32(shrink), np.float32(rate), np.float32(correction), np.float32(eps)
+    for i in range(first, last):
+        row, first_average, second_average = weights[i], mean[i], square[i]
+        r = position[i]
+        if r >= 0:
+            slopes = gradient[r]
+            for c in range(d):
+                slope = slopes[c] * shrink
+                first_average[c] = beta1 * first_average[c] + rest1 * slope
+                second_average[c] = beta2 * second_average[c] + rest2 * slope * slope
+                row[c] -= rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+        else:
+            for c in range(d):
+                first_average[c] = beta1 * first_average[c]
+                second_average[c] = beta2 * second_average[c]
+                row[c] -= rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
+        round_rows(i, i + 1, weights, rounded, errors, norms)
+
+
+@_compiled
+@no_type_check
+def round_rows(first: int, last: int, weights: Array, rounded: Array, errors: Array, norms: Array) -> None:
+    """Each row in bfloat16 (as integers, ties to even), the square of what it is off and of its norm."""
+    d = weights.shape[1]
+    bits = weights.view(np.uint32)
+    half = np.empty(d, np.uint32)
+    back = half.view(np.float32)
+    for i in range(first, last):
+        off, norm = np.float32(0), np.float32(0)
+        for c in range(d):
+            half[c] = (bits[i, c] + np.uint32(0x7FFF) + ((bits[i, c] >> np.uint32(16)) & np.uint32(1))) & np.uint32(
+                0xFFFF0000
+            )
+        for c in range(d):
+            rounded[i, c] = np.int16(half[c] >> np.uint32(16))
+            gap = weights[i, c] - back[c]
+            off += gap * gap
+            norm += back[c] * back[c]
+        errors[i] = off
+        norms[i] = norm

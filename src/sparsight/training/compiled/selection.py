@@ -1,0 +1,140 @@
+"""Which latents are active, from screened pre-activations: the same as from full ones."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsight.dictionaries.selection import SAMPLE_ROWS, SLACK, Slots
+from sparsight.training.compiled import kernels
+from sparsight.training.compiled.screen import Screen, ScreenedBlock
+from sparsight.training.compiled.threads import spread
+
+# Room for the entries of a row; more is made where it does not suffice.
+ROOM = 512
+
+
+def screened_top_k(screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], k: int) -> Slots:
+    """The `k` largest pre-activations of each row, rectified; `k` slots for every token, those of value 0 silent."""
+    values, latents = centred.new_empty(len(centred), k), torch.empty(len(centred), k, dtype=torch.int64)
+    for block in screen.blocks(centred, offset):
+        given = (block.bits, centred[block.rows], screen.encoder, offset, block.slack, block.largest_offset, k)
+        spread(len(block.bits), kernels.top_k_of_screened, *given, values[block.rows], latents[block.rows])
+    tokens = torch.arange(len(centred)).repeat_interleave(k)
+    return Slots(tokens, latents.flatten(), values.flatten(), len(centred))
+
+
+def screened_batch_top_k(
+    screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], n_kept: int
+) -> Slots:
+    """The `n_kept` largest positive pre-activations of the whole batch, or all if fewer; of equal ones the first.
+
+    A threshold is guessed from a few rows, low enough that somewhat too many exceed it. If enough do, the largest are
+    among them; if not, a lower guess follows, in the end 0.
+    """
+    for slack in (SLACK, 4 * SLACK, None):
+        threshold = None if slack is None else slack * n_kept / len(centred)
+        slots = _above(screen, centred, offset, threshold)
+        if len(slots.values) >= n_kept or slack is None:
+            break
+    kept = _largest(slots.values, n_kept)
+    return Slots(slots.tokens[kept], slots.latents[kept], slots.values[kept], slots.n_tokens)
+
+
+def _above(screen: Screen, centred: Tensor, offset: Tensor, per_row: float | None) -> Slots:
+    """All pre-activations above a threshold that about `per_row` of a row exceed; above 0 without it."""
+    lower = torch.zeros_like(offset)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for block in screen.blocks(centred, offset):
+        if not parts and per_row is not None:
+            lower.fill_(_guess(block, per_row))
+        found = collect(screen, block, centred, offset, lower, float(lower[0]))
+        assert found is not None  # any number will do
+        parts.append(found)
+    tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Slots(tokens, latents, values, len(centred))
+
+
+def screened_above(
+    screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], lower: Float[Tensor, " m"], most: int
+) -> Slots | None:
+    """All pre-activations above their latent's limit; None where some token has more than `most` of them.
+
+    Screened is by how far each exceeds its limit, moved up by what screening may be off: of positive numbers in
+    bfloat16 the order is that of their bits.
+    """
+    above = offset - lower
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for block in screen.blocks(centred, above, lifted=True):
+        found = collect(screen, block, centred, offset, lower, block.lift, most)
+        if found is None:
+            return None
+        parts.append(found)
+    tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Slots(tokens, latents, values, len(centred))
+
+
+def _guess(block: ScreenedBlock, per_row: float) -> float:
+    """A number that about `per_row` entries of a row exceed, never below 0."""
+    pre = block.bits.view(torch.bfloat16)
+    sample = pre[:: max(1, len(pre) // SAMPLE_ROWS)].flatten().float()
+    rank = min(int(per_row * len(sample) / pre.shape[1]) + 1, len(sample))
+    return max(0.0, float(sample.topk(rank, sorted=False).values.amin()))
+
+
+def collect(
+    screen: Screen,
+    block: ScreenedBlock,
+    centred: Tensor,
+    offset: Tensor,
+    lower: Tensor,
+    limit: float,
+    most: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Tokens, latents and values of a block's pre-activations above the `lower` of their latent.
+
+    Args:
+        limit: What the block's screened numbers of such entries exceed but for their errors.
+        most: Give up (None) where a token has more of them.
+    """
+    n, m = block.bits.shape
+    floors = _floors(block, limit)
+    if bool((floors <= 0).any()):
+        return _all_above(screen, block, centred, offset, lower)
+    room = min(m, ROOM)
+    given = (block.bits, floors, centred[block.rows], screen.encoder, offset, lower)
+    while True:
+        counts = torch.zeros(n, dtype=torch.int64)
+        values, latents = torch.empty(n, room), torch.empty(n, room, dtype=torch.int64)
+        enough = all(spread(n, kernels.above_floor, *given, counts, values, latents))
+        room = int(counts.max()) if n else 0
+        if most is not None and room > most:
+            return None
+        if enough:
+            break
+    filled = torch.arange(values.shape[1]) < counts[:, None]
+    rows = torch.arange(block.rows.start, block.rows.stop).repeat_interleave(counts)
+    return rows, latents[filled], values[filled]
+
+
+def _floors(block: ScreenedBlock, limit: float) -> Tensor:
+    """Below which screened number no entry of a row can exceed `limit`."""
+    rounding = 2 * kernels.BF16_ROUNDING
+    return (limit - block.slack - rounding * block.largest_offset) / (1 + rounding)
+
+
+def _all_above(
+    screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Tensor, lower: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without screening, where the limit is too near 0 for it."""
+    pre = torch.addmm(offset, centred[block.rows], screen.encoder.T)
+    rows, latents = (pre > lower).nonzero(as_tuple=True)
+    return rows + block.rows.start, latents, pre[rows, latents]
+
+
+def _largest(values: Tensor, n: int) -> Tensor:
+    """Positions of the `n` largest, ascending; of equal ones the first."""
+    if len(values) <= n:
+        return torch.arange(len(values))
+    smallest = values.topk(n, sorted=False).values.amin()
+    above, equal = values > smallest, values == smallest
+    return (above | (equal & (equal.cumsum(dim=0) <= n - above.sum()))).nonzero()[:, 0]

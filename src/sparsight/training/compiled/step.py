@@ -1,0 +1,272 @@
+"""One step on a CPU: screened selection, gradients of active latents only, and Adam in one pass over each weight."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int32, Int64
+from torch import Tensor
+
+from sparsight.dictionaries import (
+    AbstractDictionary,
+    JumpReLUDictionary,
+    MatryoshkaDictionary,
+    TopKDictionary,
+)
+from sparsight.dictionaries.selection import Slots
+from sparsight.training.compiled import kernels
+from sparsight.training.compiled.screen import Screen
+from sparsight.training.compiled.selection import screened_above, screened_batch_top_k, screened_top_k
+from sparsight.training.compiled.threads import Room, spread
+from sparsight.training.objectives import Objective
+from sparsight.training.objectives.jumprelu import sparsity_penalty
+from sparsight.training.objectives.terms import objective_of, revival
+
+# A dense step is faster where some token has more active latents than one in so many.
+DENSE_FROM = 16
+
+
+class CompiledStep:
+    """Gradients of the objective, and the step that follows, without anything of size `[b, n_latents]`.
+
+    Nor is there a gradient for each latent: only of those that are active in the batch, or dead and to be revived. The
+    encoder's parameter keeps its shape `[d_in, n_latents]`, but lies in memory latent by latent.
+
+    Args:
+        dictionary: In training, on the CPU, in float32.
+    """
+
+    def __init__(self, dictionary: AbstractDictionary) -> None:
+        self.dictionary: Any = dictionary
+        m = dictionary.n_latents
+        encoder: Any = dictionary.W_enc
+        encoder.data = encoder.data.T.contiguous().T
+        self.screen = Screen(encoder.detach().T)
+        self.room = Room()
+        self.starts = torch.zeros(m + 1, dtype=torch.int64)
+        self.sums = _Sums.of(torch.arange(0), self.room, dictionary)
+
+    @torch.no_grad()
+    def gradients(self, x: Float[Tensor, "b d"], dead: Bool[Tensor, " m"], sparsity: float) -> Objective | None:
+        """The objective of a batch. Its gradients are kept for the step; see `dense_gradients`.
+
+        Args:
+            sparsity: Share of its full weight that a penalty has now.
+        Returns:
+            None where so many latents are active that a dense step is faster.
+        """
+        config, b = self.dictionary.config, len(x)
+        centred = torch.sub(x, self.dictionary.b_dec, out=self.room.take("centred", *x.shape))
+        near = self.select(centred)
+        if near is None:
+            return None
+        slots, active = self._jumped(near)
+        widths, weights = self._prefixes()
+        one = len(widths) == 1
+        groups = torch.zeros_like(slots.latents) if one else torch.searchsorted(widths, slots.latents, right=True)
+        g, pull, errors = self._decode(x, slots, groups, weights * (2 / b))
+        terms, l0 = {"reconstruction": errors[-1]}, active.sum() / b
+        if isinstance(self.dictionary, JumpReLUDictionary):
+            terms["sparsity"] = self._move_thresholds(near, pull, l0, sparsity, b)
+        revived = dead if config.aux > 0 and bool(dead.any()) else None
+        rows = slots.tokens if one else groups + slots.tokens * len(widths)
+        self._sum_by_latent(centred, g, slots, rows, pull.mul_(active), revived)
+        if not one:
+            terms["prefixes"] = (weights[:-1] * errors[:-1]).sum()
+        whole = g.view(b, len(widths), -1)
+        to_b_dec, dictionary = whole[:, 0].sum(dim=0), self.dictionary
+        dictionary.b_dec.grad = to_b_dec - torch.mv(dictionary.W_enc.detach(), self.sums.to_offset)
+        if revived is not None:
+            terms["auxiliary"] = self._revive(x, whole[:, -1] * (-b / 2), revived)
+        dictionary.b_enc.grad = self.sums.to_offset
+        fired = torch.zeros_like(dead)
+        fired[slots.latents[active]] = True
+        return objective_of(terms, l0, fired)
+
+    @torch.no_grad()
+    def select(self, centred: Float[Tensor, "b d"]) -> Slots | None:
+        """The code of the architecture, by token, then (but for TopK) by latent.
+
+        JumpReLU's has what lies within the window of its threshold too; None where that is too much.
+        """
+        dictionary, offset = self.dictionary, self.dictionary.b_enc.detach()
+        if isinstance(dictionary, TopKDictionary):
+            return screened_top_k(self.screen, centred, offset, dictionary.k_now)
+        if isinstance(dictionary, JumpReLUDictionary):
+            lower = dictionary.threshold - dictionary.bandwidth / 2
+            most = max(1, dictionary.n_latents // DENSE_FROM)
+            return screened_above(self.screen, centred, offset, lower, most)
+        return screened_batch_top_k(self.screen, centred, offset, dictionary.k_now * len(centred))
+
+    def _jumped(self, near: Slots) -> tuple[Slots, Tensor]:
+        """Slots with the values that are decoded, and which of them are active."""
+        if not isinstance(self.dictionary, JumpReLUDictionary):
+            return near, near.values > 0
+        active = near.values > self.dictionary.threshold[near.latents]
+        return replace(near, values=near.values * active), active
+
+    def _move_thresholds(self, near: Slots, pull: Tensor, l0: Tensor, sparsity: float, b: int) -> Tensor:
+        """The penalty; leaves what it and the reconstruction say about the thresholds.
+
+        With the rectangle kernel a slot within the window adds `-(theta pull + penalty'(L0) / b) / bandwidth` to its
+        threshold's gradient, and `theta` times that to its logarithm's.
+        """
+        dictionary = self.dictionary
+        threshold, bandwidth = dictionary.threshold, dictionary.bandwidth
+        with torch.enable_grad():
+            count = l0.clone().requires_grad_()
+            penalty = sparsity * sparsity_penalty(dictionary.config, count)
+            (slope,) = torch.autograd.grad(penalty, count)
+        own = threshold[near.latents]
+        within = (near.values - own).abs() < bandwidth / 2
+        moved = (own * pull + slope / b) * within * (-own / bandwidth)
+        dictionary.log_threshold.grad = torch.zeros_like(threshold).index_add_(0, near.latents, moved)
+        return penalty.detach()
+
+    def adopt(self) -> None:
+        """Take over the gradients that autograd left in the parameters."""
+        dictionary = self.dictionary
+        self.sums = _Sums.of(torch.arange(dictionary.n_latents), self.room, dictionary)
+        self.sums.to_atoms.copy_(dictionary.atoms.grad)
+        self.sums.to_encoder.copy_(dictionary.W_enc.grad.T)
+
+    def dense_gradients(self) -> dict[str, Tensor]:
+        """The gradients of all parameters, in their shapes."""
+        sums, dictionary = self.sums, self.dictionary
+        found = {name: p.grad.clone() for name, p in dictionary.named_parameters() if p.grad is not None}
+        found["atoms"] = torch.zeros_like(dictionary.atoms).index_copy_(0, sums.latents, sums.to_atoms)
+        found["W_enc"] = torch.zeros_like(dictionary.W_enc).index_copy_(1, sums.latents, sums.to_encoder.T)
+        return found
+
+    def _prefixes(self) -> tuple[Tensor, Tensor]:
+        """Latents in each reconstruction, and its weight; the last is that of all."""
+        dictionary = self.dictionary
+        if not isinstance(dictionary, MatryoshkaDictionary):
+            return torch.tensor([dictionary.n_latents]), torch.ones(1)
+        widths = torch.tensor(dictionary.widths_now)
+        weights = torch.ones(len(widths))
+        if dictionary.config.weights is not None:
+            weights[:-1] = torch.tensor(dictionary.config.weights)
+        return widths, weights
+
+    def _decode(self, x: Tensor, slots: Slots, groups: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of each token's groups, pull of each slot, and mean squared error of each prefix."""
+        b, n_prefixes = len(x), len(scales)
+        starts = torch.zeros(b + 1, dtype=torch.int64)
+        starts[1:] = torch.bincount(slots.tokens, minlength=b).cumsum(dim=0)
+        g, pull = self.room.take("g", b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
+        squares = x.new_empty(b, n_prefixes)
+        atoms, b_dec = self.dictionary.atoms.detach(), self.dictionary.b_dec.detach()
+        given = (starts, groups, slots.latents, slots.values, x, atoms, b_dec, scales)
+        spread(b, kernels.decode_and_pull, *given, g, pull, squares)
+        return g, pull, squares.double().mean(dim=0).to(x.dtype)
+
+    def _sum_by_latent(
+        self, centred: Tensor, g: Tensor, slots: Slots, rows: Tensor, pull: Tensor, revived: Tensor | None
+    ) -> None:
+        order = torch.empty_like(slots.latents)
+        kernels.sort_by_latent(slots.latents.numpy(), self.starts.numpy(), order.numpy())
+        held = self.starts.diff() > 0
+        if revived is not None:
+            held |= revived
+        self.sums = sums = _Sums.of(held.nonzero()[:, 0], self.room, self.dictionary)
+        given = (sums.latents, self.starts, order, slots.tokens, rows, slots.values, pull, g, centred)
+        spread(len(sums.latents), kernels.gradients_by_latent, *given, sums.to_atoms, sums.to_encoder, sums.to_offset)
+
+    def _revive(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+        """The auxiliary loss on a copy of the dead part of the dictionary; adds its gradients."""
+        dictionary, config, sums = self.dictionary, self.dictionary.config, self.sums
+        latents = dead.nonzero()[:, 0]
+        part: Any = SimpleNamespace(d_in=dictionary.d_in, b_dec=dictionary.b_dec.detach())
+        part.atoms = dictionary.atoms.detach()[latents].requires_grad_()
+        part.W_enc = self.screen.encoder[latents].T.requires_grad_()
+        part.b_enc = dictionary.b_enc.detach()[latents].requires_grad_()
+        with torch.enable_grad():
+            all_dead = torch.ones_like(latents, dtype=torch.bool)
+            loss: Tensor = config.aux * revival(part, x, residual, all_dead, config.k_aux)
+            loss.backward()  # type: ignore[no-untyped-call]
+        rows = sums.position[latents].long()
+        sums.to_atoms.index_add_(0, rows, part.atoms.grad)
+        sums.to_encoder.index_add_(0, rows, part.W_enc.grad.T)
+        sums.to_offset.index_add_(0, latents, part.b_enc.grad)
+        return loss.detach()
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Float[Tensor, ""]:
+        """Norm of all gradients together, the atoms' without their components along the atoms."""
+        sums, squares = self.sums, torch.zeros(len(self.sums.latents), dtype=torch.float64)
+        given = (sums.latents, self.dictionary.atoms.detach(), sums.to_atoms, sums.to_encoder, sums.along, squares)
+        spread(len(squares), kernels.tangent_and_norms, *given)
+        rest = sum(vector.grad.double().square().sum() for vector in self._vectors())
+        norm: Tensor = (squares.sum() + rest).sqrt()
+        return norm.float()
+
+    @torch.no_grad()
+    def move(self, optimizer: torch.optim.Adam, shrink: float) -> None:
+        """One step of Adam with the learning rate of the optimiser's group; atoms stay of norm 1.
+
+        Args:
+            optimizer: Keeps the averages; steps the offsets itself.
+            shrink: Factor of the gradients that their clipping asks for.
+        """
+        dictionary = self.dictionary
+        for vector in self._vectors():
+            vector.grad *= shrink
+        dictionary.atoms.grad = dictionary.W_enc.grad = None
+        optimizer.step()
+        group = optimizer.param_groups[0]
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        averages = [_averages(optimizer, weight) for weight in (dictionary.atoms, dictionary.W_enc)]
+        step = float(optimizer.state[dictionary.atoms]["step"])
+        scalars = (shrink, rate / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, group["eps"])
+        m, screen, sums = dictionary.n_latents, self.screen, self.sums
+        atoms = (dictionary.atoms.detach(), sums.position, sums.to_atoms, sums.along)
+        spread(m, kernels.adam_on_the_sphere, *atoms, *averages[0], *scalars)
+        encoder = (screen.encoder, sums.position, sums.to_encoder, *(average.T for average in averages[1]))
+        copies = (screen.rounded.view(torch.int16), screen.errors, screen.norms)
+        spread(m, kernels.adam_and_round, *encoder, *scalars, *copies)
+
+    def _vectors(self) -> list[Any]:
+        """Parameters beside the two matrices that learn: torch steps them."""
+        matrices = (self.dictionary.atoms, self.dictionary.W_enc)
+        parameters = self.dictionary.parameters()
+        return [p for p in parameters if p.grad is not None and all(p is not matrix for matrix in matrices)]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Gradients of the latents that have any.
+
+    Attributes:
+        latents: Which, ascending.
+        position: Row of each latent in the next three, -1 for others.
+        to_atoms, to_encoder: One row for each of `latents`.
+        along: The component of its atom's gradient along the atom.
+        to_offset: For all latents.
+    """
+
+    latents: Int64[Tensor, " r"]
+    position: Int32[Tensor, " m"]
+    to_atoms: Float[Tensor, "r d"]
+    to_encoder: Float[Tensor, "r d"]
+    along: Float[Tensor, " r"]
+    to_offset: Float[Tensor, " m"]
+
+    @classmethod
+    def of(cls, latents: Tensor, room: Room, dictionary: AbstractDictionary) -> "_Sums":
+        """Room for the sums of these latents; what it holds is left over, but for `to_offset`: 0."""
+        n, (m, d) = len(latents), dictionary.atoms.shape
+        position = room.take("position", m, dtype=torch.int32).fill_(-1)
+        position[latents] = torch.arange(n, dtype=torch.int32)
+        to_atoms, to_encoder = room.take("to_atoms", n, d), room.take("to_encoder", n, d)
+        return cls(latents, position, to_atoms, to_encoder, room.take("along", n), torch.zeros(m))
+
+
+def _averages(optimizer: torch.optim.Adam, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Adam's averages of a weight, its count of steps one higher; zeros at first, laid out as the weight is."""
+    state = optimizer.state[weight]
+    if not state:
+        state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+    state["step"] += 1
+    return state["exp_avg"], state["exp_avg_sq"]

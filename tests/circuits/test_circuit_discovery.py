@@ -1,0 +1,319 @@
+"""Circuits: identities in float64, and predictions met by acting on tiny models and the organism."""
+
+from functools import cache
+
+import pytest
+import torch
+from circuits.circuit_models import KeepFloat64, dictionary_at, tiny
+
+from sparsight.circuits import NeuronNodes
+from sparsight.circuits.discovery import (
+    Circuit,
+    Examples,
+    act_on_edges,
+    act_on_nodes,
+    completeness,
+    curve,
+    faithfulness,
+    find_circuit,
+    least_size,
+    organism_task,
+    random_nodes,
+    to_dot,
+    write_html,
+)
+from sparsight.circuits.discovery.effects import parents_of
+from sparsight.circuits.metric import Metric
+from sparsight.dictionaries import ReLU, TopK
+from sparsight.errors import DataError, FormatError, UndefinedMetric
+from sparsight.models import Site, load_model
+
+MODELS = ("gpt2", "gemma2")
+SITES = tuple(Site.parse(s) for s in ("0.resid_post", "1.attn_out", "1.mlp_out", "1.resid_post"))
+
+
+@cache
+def examples_of(name, n=6, seed=0):
+    """Pairs of random texts of one length that differ in one word; the metric is a logit difference."""
+    lm = tiny(name)
+    g = torch.Generator().manual_seed(seed)
+    words = torch.randint(60, (n, 7), generator=g)
+    others = words.clone()
+    others[:, 2] = (others[:, 2] + 1 + torch.randint(58, (n,), generator=g)) % 60
+    texts, patches = ([" ".join(f"w{i}" for i in row) for row in rows.tolist()] for rows in (words, others))
+    return Examples.of_answers(lm, texts, ["w1"] * n, ["w2"] * n, patches)
+
+
+@cache
+def dictionaries_of(name):
+    lm = tiny(name)
+    return {s: dictionary_at(lm, s, ReLU(24, l1=1e-3), seed=i) for i, s in enumerate(SITES)}
+
+
+@cache
+def circuit_of(name):
+    """Few nodes, with edges."""
+    with KeepFloat64():
+        return find_circuit(
+            tiny(name), dictionaries_of(name), examples_of(name), node_threshold=1e-6, edge_threshold=0, max_nodes=14
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("ablation", ["paired", "mean", "zero"])
+def test_every_node_kept_is_the_model_and_none_is_nothing(name, ablation):
+    with KeepFloat64():
+        lm, dictionaries, examples = tiny(name), dictionaries_of(name), examples_of(name)
+        found = find_circuit(lm, dictionaries, examples, node_threshold=0, edges=False, ablation=ablation, steps=1)
+        everything = found.with_nodes({s: torch.ones_like(e, dtype=torch.bool) for s, e in found.effects.items()})
+        nothing = found.with_nodes({s: torch.zeros_like(e, dtype=torch.bool) for s, e in found.effects.items()})
+        assert faithfulness(everything, lm, dictionaries, examples).value == 1.0
+        assert faithfulness(nothing, lm, dictionaries, examples).value == 0.0
+        assert completeness(everything, lm, dictionaries, examples).value == 0.0
+        assert completeness(nothing, lm, dictionaries, examples).value == 1.0
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+def test_edges_into_a_sum_add_up_to_the_effect_of_every_node(by_position):
+    """`resid_post = resid_mid + mlp_out` is linear: what its nodes change by is what its parents' nodes send."""
+    with KeepFloat64():
+        lm, examples = tiny("gpt2"), examples_of("gpt2")
+        sites = [Site.parse(s) for s in ("1.resid_mid", "1.mlp_out", "1.resid_post")]
+        nodes = {sites[0]: dictionary_at(lm, sites[0], ReLU(24, l1=1e-3)),
+                 sites[1]: dictionary_at(lm, sites[1], TopK(24, k=4)),
+                 sites[2]: NeuronNodes(sites[2], 16, torch.zeros(1, dtype=torch.float64))}  # fmt: skip
+        found = find_circuit(lm, nodes, examples, node_threshold=0, edge_threshold=-1, steps=3,
+                             aggregation="none" if by_position else "sum")  # fmt: skip
+    into = {}
+    for edge in found.record.edges:
+        into[edge.target] = into.get(edge.target, 0.0) + edge.weight
+    effects = found.effects[sites[2]]
+    checked = 0
+    for node in found.record.nodes:
+        if node.site == "1.resid_post" and node.kind == "neuron":
+            assert into[node.id] == pytest.approx(float(effects[node.position or 0, node.index]), abs=1e-10)
+            checked += 1
+    assert checked >= 16
+
+
+def test_in_a_linear_network_edges_into_any_node_and_the_metric_add_up():
+    """Without MLPs and attention the stream is passed on: a chain of sites, linear up to the metric that reads it."""
+    with KeepFloat64():
+        lm, examples = tiny("llama"), examples_of("llama")
+        sites = [Site.parse(s) for s in ("0.resid_pre", "0.resid_post", "1.resid_post")]
+        weights = torch.randn(16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        metric = Metric(lambda x, rows: x[:, 3] @ weights, reads=sites[2])
+        examples = Examples(examples.clean, examples.patch, metric)
+        like = torch.zeros(1, dtype=torch.float64)
+        nodes = {s: NeuronNodes(s, 16, like) for s in sites[1:]}
+        nodes[sites[0]] = dictionary_at(lm, sites[0], ReLU(24, l1=1e-3))
+        silenced = [p for n, p in lm.model.named_parameters() if "o_proj" in n or "down_proj" in n]
+        saved = [p.data.clone() for p in silenced]
+        try:
+            for p in silenced:
+                p.data.zero_()
+            found = find_circuit(lm, nodes, examples, node_threshold=0, edge_threshold=-1, steps=2)
+            total = float(act_total(lm, examples))
+        finally:
+            for p, data in zip(silenced, saved, strict=True):
+                p.data.copy_(data)
+    for site in sites:
+        assert float(found.effects[site].sum()) == pytest.approx(total, abs=1e-10)
+    into = {}
+    for edge in found.record.edges:
+        into[edge.target] = into.get(edge.target, 0.0) + edge.weight
+    for node in found.record.nodes:
+        if node.site != "0.resid_pre" and node.kind != "error":
+            assert into[node.id] == pytest.approx(node.effect, abs=1e-10)
+    assert into["output"] == pytest.approx(total, abs=1e-10)
+
+
+def act_total(lm, examples):
+    """The mean metric of the pairs less that of the examples."""
+    reads = examples.metric.reads
+    rows = torch.arange(len(examples))
+    with torch.no_grad():
+        values = [examples.metric.of(lm.activations(t, [reads])[reads], rows) for t in (examples.patch, examples.clean)]
+    return (values[0] - values[1]).mean()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_small_changes_do_what_nodes_and_edges_predict(name):
+    """Words whose embeddings differ by 1e-6: first order is then all there is, and acting must agree with it."""
+    g = torch.Generator().manual_seed(5)
+    with KeepFloat64():
+        lm = tiny.__wrapped__(name)
+        rows = lm.model.get_input_embeddings().weight.data
+        rows[34:64] = rows[4:34] + 1e-6 * torch.randn(30, 16, generator=g, dtype=torch.float64)
+        words = torch.randint(30, (4, 7), generator=g)
+        others = words + 30 * (torch.arange(7) == 2)
+        texts, patches = ([" ".join(f"w{i}" for i in row) for row in r.tolist()] for r in (words, others))
+        examples = Examples.of_answers(lm, texts, ["w1"] * 4, ["w2"] * 4, patches)
+        dictionaries = dictionaries_of(name)
+        found = find_circuit(lm, dictionaries, examples, node_threshold=0, edge_threshold=0, max_nodes=10, steps=1)
+        nodes = act_on_nodes(found, lm, dictionaries, examples)
+        edges = act_on_edges(found, lm, dictionaries, examples)
+    assert len(edges.acted) > 10
+    assert nodes.relative_error < 1e-4
+    assert edges.relative_error < 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_acting_on_tiny_models_meets_most_of_what_is_predicted(name):
+    with KeepFloat64():
+        args = circuit_of(name), tiny(name), dictionaries_of(name), examples_of(name)
+        nodes, edges = act_on_nodes(*args), act_on_edges(*args)
+    assert nodes.correlation > 0.9
+    assert edges.correlation > 0.6  # whole words are large changes: gates flip, and norms turn
+
+
+def test_parents_stand_behind_the_last_site_that_everything_comes_through():
+    parse = Site.parse
+    sites = [parse(s) for s in ("embed", "0.attn_out", "0.resid_post", "1.attn_out", "1.mlp_out", "1.resid_post")]
+    assert parents_of(sites, parse("1.resid_post")) == sites[2:5]
+    assert parents_of(sites, parse("1.mlp_out")) == sites[2:4]
+    assert parents_of(sites, parse("0.resid_post")) == sites[:2]
+    assert parents_of(sites, None) == sites[5:]
+
+
+def test_a_path_the_other_way_gives_the_opposite_effects():
+    """Midpoints make effects antisymmetric in clean and pair, at sites the metric reads directly."""
+    with KeepFloat64():
+        lm, e = tiny("gpt2"), examples_of("gpt2")
+        site = Site.parse("1.resid_post")
+        nodes = {site: NeuronNodes(site, 16, torch.zeros(1, dtype=torch.float64))}
+        there = find_circuit(lm, nodes, e, node_threshold=0, edges=False, steps=3)
+        back = find_circuit(lm, nodes, Examples(e.patch, e.clean, e.metric), node_threshold=0, edges=False, steps=3)
+    torch.testing.assert_close(there.effects[site], -back.effects[site])
+
+
+def test_positions_add_up_to_what_is_summed_over_them():
+    with KeepFloat64():
+        lm, d, e = tiny("gpt2"), dictionaries_of("gpt2"), examples_of("gpt2")
+        summed = find_circuit(lm, d, e, node_threshold=0, edges=False)
+        apart = find_circuit(lm, d, e, node_threshold=0, edges=False, aggregation="none")
+    assert apart.record.positions == 8
+    for site in SITES:
+        torch.testing.assert_close(apart.effects[site].sum(dim=0, keepdim=True), summed.effects[site])
+
+
+def test_higher_thresholds_keep_fewer_nodes_and_sizes_are_kept():
+    found = circuit_of("gpt2")
+    assert len(found) == 14
+    counts = [len(found.of_size(n)) for n in (1, 3, 9)]
+    assert counts == [1, 3, 9]
+    assert found.of_size(5, errors=False).n_errors == 0
+    effects = [abs(node.effect) for node in found.record.nodes]
+    assert effects == sorted(effects, reverse=True)
+
+
+def test_random_circuits_match_in_number_site_and_errors():
+    found = circuit_of("gpt2")
+    drawn = random_nodes(found, seed=1)
+    for site, mask in found.kept.items():
+        assert drawn.kept[site][:, :-1].sum() == mask[:, :-1].sum()
+        assert drawn.kept[site][:, -1].sum() == mask[:, -1].sum()
+
+
+def test_a_saved_circuit_is_read_back_whole(tmp_path):
+    found = circuit_of("gpt2")
+    found.save(tmp_path / "c")
+    again = Circuit.load(tmp_path / "c")
+    assert again.record == found.record
+    for site in SITES:
+        torch.testing.assert_close(again.effects[site], found.effects[site], rtol=0, atol=0)
+        torch.testing.assert_close(again.means[site].values, found.means[site].values, rtol=0, atol=0)
+    ids = [node.id for node in found.record.nodes]
+    assert len(set(ids)) == len(ids)
+    assert all(id.split("/")[0] in found.record.sites for id in ids)
+    (tmp_path / "c" / "circuit.json").write_text("{}")
+    with pytest.raises(FormatError, match="damaged circuit"):
+        Circuit.load(tmp_path / "c")
+    with pytest.raises(FormatError, match="holds no circuit"):
+        Circuit.load(tmp_path)
+
+
+def test_nodes_and_edges_can_be_taken_out_and_what_is_not_there_cannot():
+    found = circuit_of("gpt2")
+    edge = found.record.edges[0]
+    name = f"{edge.source} -> {edge.target}"
+    assert edge not in found.without(name).record.edges
+    node = found.record.nodes[0].id
+    left = found.without(node)
+    assert len(left) == len(found) - 1
+    assert all(node not in (e.source, e.target) for e in left.record.edges)
+    with pytest.raises(ValueError, match="has no 'nothing'"):
+        found.without("nothing")
+
+
+def test_pictures_hold_every_node_and_need_no_network(tmp_path):
+    found = circuit_of("gpt2")
+    dot = to_dot(found, {found.record.nodes[0].id: 'a "label"'})
+    assert dot.startswith("digraph")
+    assert dot.count("->") == len(found.record.edges)
+    assert '\\"label\\"' in dot
+    write_html(found, tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text()
+    for node in found.record.nodes:
+        assert node.id in page or node.id.replace("/", "\\u002f") in page
+    assert 'src="http' not in page
+
+
+def test_shares_of_errors_lie_between_none_and_all():
+    for value in circuit_of("gpt2").error_share().values():
+        assert 0 <= value <= 1
+
+
+def test_the_organism_s_pronoun_is_carried_by_few_neurons_and_not_by_random_ones():
+    lm = load_model("organism", device="cpu")
+    site = Site.parse("2.resid_post")
+    nodes = {site: NeuronNodes(site, lm.width(site))}
+    found_on, measured_on = (organism_task(lm, "gender", 16, seed=0, part=part) for part in (0, 1))
+    found = find_circuit(lm, nodes, found_on, node_threshold=0.01, edge_threshold=0.01, max_nodes=60, steps=2)
+    shares = curve(found, lm, nodes, measured_on, [1, 40, 128])
+    assert shares[-1].value == pytest.approx(1.0, abs=0.02)
+    assert shares[0].value < shares[1].value
+    assert least_size(shares) <= 128
+    small = found.of_size(40)
+    drawn = random_nodes(small, seed=0)
+    assert faithfulness(drawn, lm, nodes, measured_on).high < faithfulness(small, lm, nodes, measured_on).low
+    acted = act_on_nodes(found.of_size(20), lm, nodes, measured_on)
+    assert acted.correlation > 0.9
+
+
+def test_parts_of_a_task_share_no_text():
+    lm = load_model("organism", device="cpu")
+    parts = [organism_task(lm, "weekdays", 20, seed=0, part=part) for part in (0, 1)]
+    rows = [{tuple(row) for row in e.clean.ids.tolist()} for e in parts]
+    assert not rows[0] & rows[1]
+    assert len(rows[0]) == 20
+    with pytest.raises(ValueError, match="no task"):
+        organism_task(lm, "cooking", 2, seed=0)
+
+
+def test_what_is_no_circuit_is_refused():
+    lm, d, e = tiny("gpt2"), dictionaries_of("gpt2"), examples_of("gpt2")
+    with KeepFloat64():
+        with pytest.raises(UndefinedMetric, match="the circuit is empty; the largest is"):
+            find_circuit(lm, d, e, node_threshold=1e9, edges=False, steps=1)
+        with pytest.raises(ValueError, match="pairs must be of equal lengths"):
+            Examples.of_answers(lm, ["w1 w2"], ["w1"], ["w2"], ["w1 w2 w3"])
+        with pytest.raises(DataError, match="is 2 tokens"):
+            Examples.of_answers(lm, ["w1 w2"], ["w1 w3"], ["w2"])
+        with pytest.raises(ValueError, match="needs pairs"):
+            find_circuit(lm, d, Examples(e.clean, None, e.metric), ablation="paired")
+        nan = Metric(lambda logits, rows: logits[:, -1, 0].detach() * float("nan"))
+        with pytest.raises(UndefinedMetric, match="is nan"):
+            find_circuit(lm, d, Examples(e.clean, e.patch, nan))
+        with pytest.raises(ValueError, match="one number for each"):
+            find_circuit(lm, d, Examples(e.clean, e.patch, Metric(lambda logits, rows: logits[:, -1])))
+        with pytest.raises(ValueError, match="give the same dictionaries"):
+            faithfulness(circuit_of("gpt2"), lm, {SITES[0]: d[SITES[0]]}, e)
+        lengths = Examples.of_answers(lm, ["w1 w2", "w3"], ["w1"] * 2, ["w2"] * 2)
+        with pytest.raises(ValueError, match="templates of one length"):
+            find_circuit(lm, d, lengths, aggregation="none")
+        with pytest.raises(ValueError, match="errors must be"):
+            faithfulness(circuit_of("gpt2"), lm, d, e, errors="some")
+        flat = Examples(e.clean, e.patch, Metric(lambda logits, rows: logits[:, -1, 0] * 0 + 1.0))
+        with pytest.raises(UndefinedMetric, match="nothing for a circuit to explain"):
+            faithfulness(circuit_of("gpt2"), lm, d, flat)
