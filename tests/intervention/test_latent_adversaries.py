@@ -53,7 +53,10 @@ def test_a_span_and_a_whitened_ball_have_closed_forms_too():
     inside = attack(loss, x, allowed, Ball(0.7, axes=basis), Attack(steps=1))
     along = (w @ basis.T) @ basis
     torch.testing.assert_close(inside.delta, 0.7 * along / along.norm(dim=2, keepdim=True), rtol=0, atol=1e-14)
-    root = whitening(_noise(500, 5, seed=3) @ torch.diag(torch.arange(1.0, 6)).double())
+    natural = _noise(500, 5, seed=3) @ torch.diag(torch.arange(1.0, 6)).double()
+    root, covariance = whitening(natural), torch.cov(natural.T, correction=0)
+    shrunk = 0.999 * covariance + 0.001 * covariance.trace() / 5 * torch.eye(5, dtype=torch.float64)
+    torch.testing.assert_close(root @ root, shrunk)
     white = attack(loss, x, allowed, Ball(0.7, axes=root), Attack(steps=1))
     distance = torch.linalg.solve(root, white.delta.flatten(0, 1).T).norm(dim=0)  # Mahalanobis
     torch.testing.assert_close(distance, torch.full((12,), 0.7, dtype=torch.float64))
