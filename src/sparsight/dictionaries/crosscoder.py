@@ -21,7 +21,7 @@ from sparsight.dictionaries.base import (
     columns_of,
     unit_rows,
 )
-from sparsight.dictionaries.selection import block_rows, top_k_latents
+from sparsight.dictionaries.selection import block_rows, weighted_top_k_latents
 from sparsight.dictionaries.topk import check_auxiliary
 
 
@@ -136,10 +136,8 @@ class CrosscoderDictionary(AbstractDictionary):
     def encode(self, x: Float[Tensor, "n d_total"]) -> SparseCode:
         centred = x - self.b_dec
         if self.config.k is not None:
-            weighted, indices = top_k_latents(
-                centred, self.W_enc * self.selection, self.b_enc * self.selection, self.config.k
-            )
-            return SparseCode(indices, (weighted / self.selection[indices]).relu(), self.n_latents)
+            values, indices = weighted_top_k_latents(centred, self.W_enc, self.b_enc, self.selection, self.config.k)
+            return SparseCode(indices, values, self.n_latents)
         blocks = [
             SparseCode.from_dense(torch.addmm(self.b_enc, rows, self.W_enc).relu())
             for rows in torch.split(centred, block_rows(self.n_latents, x.device))

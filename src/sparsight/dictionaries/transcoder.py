@@ -20,7 +20,7 @@ from sparsight.dictionaries.base import (
     check_positive,
     unit_rows,
 )
-from sparsight.dictionaries.selection import top_k_latents
+from sparsight.dictionaries.selection import top_k_latents, weighted_top_k_latents
 from sparsight.dictionaries.threshold import code_above
 from sparsight.dictionaries.topk import check_auxiliary
 
@@ -142,10 +142,10 @@ class TranscoderDictionary(AbstractDictionary):
             threshold = self.log_threshold.exp() if self.config.jump else torch.zeros_like(self.b_enc)
             return code_above(x - self.b_in, self.W_enc, self.b_enc, threshold)
         if self.config.weighted:
-            weighted, indices = top_k_latents(
-                x - self.b_in, self.W_enc * self.selection, self.b_enc * self.selection, self.config.k
+            values, indices = weighted_top_k_latents(
+                x - self.b_in, self.W_enc, self.b_enc, self.selection, self.config.k
             )
-            return SparseCode(indices, (weighted / self.selection[indices]).relu(), self.n_latents)
+            return SparseCode(indices, values, self.n_latents)
         values, indices = top_k_latents(x - self.b_in, self.W_enc, self.b_enc, self.config.k)
         return SparseCode(indices, values.relu(), self.n_latents)
 
