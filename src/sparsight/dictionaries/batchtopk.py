@@ -19,7 +19,8 @@ class BatchTopK(DictionaryConfig):
         k: Latents active in a token, on average: a batch of `b` tokens shares `k b`.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off. Dimensionless: the loss is a
             fraction of the residual's variance.
-        k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
         k_start: Mean number of active latents at the start of training; `k` from the first step on when not given.
         k_anneal: Fraction of the training in which it goes from `k_start` to `k`, along a straight line.

@@ -35,7 +35,8 @@ class Crosscoder(DictionaryConfig):
         l1: Weight of the mean, over tokens and sites, of `sum_j z_j |atom of j at the site|`; the rest of the loss is
             the mean FVU of the sites. Dimensionless. For copies of one site the loss is that of a dictionary of it.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
-        k_aux: Dead latents that share the residual of one token. Default: half of the width of all sites together.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the width
+            of all sites together.
         dead_after: A latent is dead when it has been silent for this many tokens.
 
     Raises:

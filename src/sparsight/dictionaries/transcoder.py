@@ -41,7 +41,8 @@ class Transcoder(DictionaryConfig):
             rank latents without the norms of their decoder's rows, which differ.
         skip: Also learn an affine map from the input straight to the output: latents then explain what is not linear.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
-        k_aux: Dead latents that share the residual of one token. Default: half of the output's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            output's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
 
     Raises:
