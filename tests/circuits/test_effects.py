@@ -348,6 +348,8 @@ def test_bad_calls_are_refused():
     pursuit = {POST: dictionary, OUT: Pursuit(40, 4).build(16).double()}
     with pytest.raises(ValueError, match="pursuit dictionary has no gates"):
         gates_of(nodes_of(lm, pursuit)[OUT])
+    with pytest.raises(ValueError, match=r"no dictionary stands at some of \['1.mlp_out'\]; they are at"):
+        latent_effects(lm, dictionary, clean, corrupted, metric, at=[OUT])
     two = run(lm, method="attribution")
     with pytest.raises(ValueError, match=r"effects at 2 sites"):
         _ = two.latents

@@ -69,7 +69,7 @@ def planted(config: Any, seed: int, n: int = 4096) -> Tensor:
     return torch.cat(sites, dim=1)
 
 
-def run_of(config: Any, settings: Training, n_dead: int = 0) -> Member:
+def run_of(config: Any, settings: Training, n_dead: int = 0, offset: float = -3.0) -> Member:
     """A member whose first `n_dead` latents are out of reach of every activation."""
     member = Member("run", config, widths(config), settings, torch.device("cpu"))
     parameters = dict(member.dictionary.named_parameters())
@@ -77,7 +77,7 @@ def run_of(config: Any, settings: Training, n_dead: int = 0) -> Member:
         if isinstance(config, Pursuit):  # its latents are silent where nothing reads them: copies of one atom
             parameters["atoms"][:n_dead] = parameters["atoms"][n_dead]
         else:
-            parameters["b_gate" if isinstance(config, Gated) else "b_enc"][:n_dead] = -3.0
+            parameters["b_gate" if isinstance(config, Gated) else "b_enc"][:n_dead] = offset
     return member
 
 
@@ -125,6 +125,29 @@ def test_dead_latents_are_revived_and_stay_alive(config: Any, seed: int) -> None
         fired |= objective.fired
     assert bool(fired.all())
     assert int((member.silent >= 2 * AFTER["dead_after"]).sum()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("config", "seed"),
+    [
+        pytest.param(
+            config, seed, id=f"{config_id}-{seed}", marks=() if config is CONFIGS[0] and seed == 0 else pytest.mark.slow
+        )
+        for config, config_id in zip(CONFIGS, IDS, strict=True)
+        for seed in (0, 1)
+    ],
+)
+def test_dead_latents_are_revived_with_the_default_settings(config: Any, seed: int) -> None:
+    """12 of 32 latents are out of reach of every token; all of them, but one at most, become active again."""
+    settings = Training(n_tokens=800 * 128, batch_size=128, lr=5e-3, seed=seed)
+    member, x = run_of(config, settings, n_dead=DEAD, offset=-1.5), planted(config, seed)
+    fired = torch.zeros(M, dtype=torch.bool)
+    for step in range(settings.n_steps):
+        rows = x[128 * (step % 32) :][:128]
+        objective = member.step(rows, settings.lr_at(step), settings.sparsity_at(step), settings.progress_at(step))
+        assert step or isinstance(config, Pursuit) or not bool(objective.fired[:DEAD].any())
+        fired |= objective.fired
+    assert int((~fired).sum()) <= 1
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, stream: type, batch: int) -> None:

@@ -86,7 +86,7 @@ class Field:
         with torch.no_grad():
             for r, a in self.batches(rows, alphas):
                 metric, splice = self._run(r, a)
-                metrics.append(metric.double())
+                metrics.append(metric.double().cpu())
                 states.append(self._state(splice, len(r)))
         return torch.cat(metrics), torch.cat(states)
 
@@ -117,7 +117,7 @@ class Field:
                 metric = self.bench.measure(r, self.edits(r, leaves)[0])
                 found = self.bench.gradients(metric, list(leaves.values()))
             for site, gradient in zip(leaves, found, strict=True):
-                total[site].index_add_(0, number, gradient * w.to(gradient).view(-1, 1, 1))
+                total[site].index_add_(0, number.to(gradient.device), gradient * w.to(gradient).view(-1, 1, 1))
         return total
 
     def batches(self, *columns: Tensor) -> list[tuple[Tensor, ...]]:

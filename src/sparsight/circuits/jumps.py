@@ -192,12 +192,12 @@ def _add_smooth(field: Field, pieces: Cuts, grid: int, total: dict[Site, Tensor]
         found = _piecewise(field, some, grid)
         rise = torch.zeros(len(some), dtype=torch.float64)
         for site, gradient in found.items():
-            rise += (gradient * field.way[site][some.rows]).double().sum(dim=(1, 2))
+            rise += (gradient * field.way[site][some.rows]).double().sum(dim=(1, 2)).cpu()
         off = (rise - some.rise).abs()
         good = off <= precision * (1 + some.metrics.abs().amax(dim=1))
         good |= last
         for site, gradient in found.items():
-            total[site].index_add_(0, some.rows[good], gradient[good])
+            total[site].index_add_(0, some.rows[good].to(gradient.device), gradient[good])
         failed.append(some[~good])
     return Cuts.cat(failed)
 
@@ -226,11 +226,12 @@ def _add_jumps(field: Field, flips: Cuts, total: dict[Site, Tensor]) -> None:
         found = [g[: len(some)] for g in field.bench.gradients(z, list(leaves.values()))]
         slope = torch.zeros(len(some), dtype=torch.float64)
         for site, gradient in zip(leaves, found, strict=True):
-            slope += (gradient * field.way[site][some.rows]).sum(dim=(1, 2)).double()
+            slope += (gradient * field.way[site][some.rows]).sum(dim=(1, 2)).double().cpu()
         known = slope != 0
         share = torch.where(known, some.rise / torch.where(known, slope, 1.0), 0.0)
         for site, gradient in zip(leaves, found, strict=True):
-            total[site].index_add_(0, some.rows, gradient * share.to(gradient).view(-1, 1, 1))
+            rows = some.rows.to(gradient.device)
+            total[site].index_add_(0, rows, gradient * share.to(gradient).view(-1, 1, 1))
 
 
 def _crossings(field: Field, flips: Cuts) -> tuple[dict[Site, Tensor], Float[Tensor, " m"]]:

@@ -21,7 +21,7 @@ from sparsight.dictionaries.base import (
     columns_of,
     unit_rows,
 )
-from sparsight.dictionaries.selection import block_rows, top_k_latents
+from sparsight.dictionaries.selection import block_rows, weighted_top_k_latents
 from sparsight.dictionaries.topk import check_auxiliary
 
 
@@ -35,7 +35,8 @@ class Crosscoder(DictionaryConfig):
         l1: Weight of the mean, over tokens and sites, of `sum_j z_j |atom of j at the site|`; the rest of the loss is
             the mean FVU of the sites. Dimensionless. For copies of one site the loss is that of a dictionary of it.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
-        k_aux: Dead latents that share the residual of one token. Default: half of the width of all sites together.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the width
+            of all sites together.
         dead_after: A latent is dead when it has been silent for this many tokens.
 
     Raises:
@@ -136,10 +137,8 @@ class CrosscoderDictionary(AbstractDictionary):
     def encode(self, x: Float[Tensor, "n d_total"]) -> SparseCode:
         centred = x - self.b_dec
         if self.config.k is not None:
-            weighted, indices = top_k_latents(
-                centred, self.W_enc * self.selection, self.b_enc * self.selection, self.config.k
-            )
-            return SparseCode(indices, (weighted / self.selection[indices]).relu(), self.n_latents)
+            values, indices = weighted_top_k_latents(centred, self.W_enc, self.b_enc, self.selection, self.config.k)
+            return SparseCode(indices, values, self.n_latents)
         blocks = [
             SparseCode.from_dense(torch.addmm(self.b_enc, rows, self.W_enc).relu())
             for rows in torch.split(centred, block_rows(self.n_latents, x.device))

@@ -38,7 +38,8 @@ class Gated(DictionaryConfig):
             two terms of the loss, and never the code.
         aux: Weight of the auxiliary loss that revives dead latents (through their gates); 0 switches it off, as in the
             paper.
-        k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
 
     Raises:

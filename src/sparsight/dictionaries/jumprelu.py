@@ -31,7 +31,8 @@ class JumpReLU(DictionaryConfig):
             one in 50) exceed it at the start, random atoms having pre-activations of variance `1 / d_in`.
         threshold_rate: How much faster than other parameters the logarithm of the threshold moves.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
-        k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
 
     Raises:

@@ -1,7 +1,5 @@
 """Matryoshka: every prefix of the latents is a dictionary of its own."""
 
-import math
-from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from random import Random
@@ -9,11 +7,10 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsight.codes import SparseCode
-from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, Number, check_positive, unit_rows
-from sparsight.dictionaries.threshold import code_above, first_log_threshold, fit_log_threshold
+from sparsight.dictionaries.base import DictionaryConfig, Number, check_positive, unit_rows
+from sparsight.dictionaries.common_threshold import CommonThresholdDictionary
 from sparsight.dictionaries.topk import annealed, check_auxiliary, check_k
 
 
@@ -31,7 +28,8 @@ class Matryoshka(DictionaryConfig):
             each of the `sampled - 1` that are drawn, the narrowest first. Default: 1 for each.
         seed: Of the sampled prefixes.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
-        k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
         k_start: Mean number of active latents at the start of training; `k` from the first step on when not given.
         k_anneal: Fraction of the training in which it goes from `k_start` to `k`, along a straight line.
@@ -107,44 +105,18 @@ class Matryoshka(DictionaryConfig):
         return MatryoshkaDictionary(self, unit_rows(self.n_latents, d_in, generator))
 
 
-class MatryoshkaDictionary(AbstractDictionary):
+class MatryoshkaDictionary(CommonThresholdDictionary):
     """Codes like `BatchTopKDictionary`; its latents are in order, those of small prefixes first.
 
     Attributes:
-        log_theta: Logarithm of the threshold. Not trained: `calibrate_` sets it.
-        k_now: Latents that a step of training keeps in a token, on average.
         widths_now: Prefixes of the present step of training, ascending, the last one the whole width.
     """
 
-    needs_calibration: ClassVar[bool] = True
+    config: Matryoshka
 
     def __init__(self, config: Matryoshka, atoms: Float[Tensor, "n_latents d_in"]) -> None:
-        super().__init__()
-        self.config: Matryoshka = config
-        self.k_now = config.k
+        super().__init__(config, atoms)
         self.widths_now = _widths(config, 0.0)
-        self.provenance = {}
-        self.atoms = nn.Parameter(atoms)
-        self.b_dec = nn.Parameter(atoms.new_zeros(atoms.shape[1]))
-        self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))
-        self.b_enc = nn.Parameter(atoms.new_zeros(atoms.shape[0]))
-        start = first_log_threshold(config.k, atoms.shape[0], atoms.shape[1])
-        self.log_theta = nn.Parameter(atoms.new_tensor(start), requires_grad=False)
-
-    @property
-    def theta(self) -> Float[Tensor, ""]:
-        """The threshold, in the units of the pre-activations."""
-        return self.log_theta.exp()
-
-    def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
-        threshold = self.log_theta.repeat(self.n_latents).exp()
-        return code_above(x - self.b_dec, self.W_enc, self.b_enc, threshold)
-
-    @torch.no_grad()
-    def rescale_(self, factor: float) -> None:
-        self.b_dec.mul_(factor)
-        self.b_enc.mul_(factor)
-        self.log_theta.add_(math.log(factor))
 
     def schedule_(self, progress: float) -> None:
         """Set `k_now` and, where prefixes are sampled, draw `widths_now`.
@@ -154,17 +126,6 @@ class MatryoshkaDictionary(AbstractDictionary):
         """
         self.k_now = annealed(self.config.k, self.config.k_start, self.config.k_anneal, progress)
         self.widths_now = _widths(self.config, progress)
-
-    @torch.no_grad()
-    def calibrate_(self, batches: Iterable[Float[Tensor, "_ d_in"]]) -> None:
-        """Set the threshold so that `k` latents are active on average over these activations.
-
-        Args:
-            batches: Normalised activations that were not trained on.
-        Raises:
-            ValueError: no activation came.
-        """
-        self.log_theta.fill_(fit_log_threshold(batches, self.W_enc, self.b_enc, self.b_dec, self.config.k))
 
 
 def _widths(config: Matryoshka, progress: float) -> tuple[int, ...]:

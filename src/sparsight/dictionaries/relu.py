@@ -35,7 +35,8 @@ class ReLU(DictionaryConfig):
         anneal_end: Share of training at which it has reached `p_end`.
         n_powers: Equal falls of p between the two.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
-        k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
 
     Raises:

@@ -77,6 +77,18 @@ def top_k_latents(
     return torch.cat([values for values, _ in blocks]), torch.cat([columns for _, columns in blocks])
 
 
+def weighted_top_k_latents(
+    centred: Float[Tensor, "n d"],
+    W_enc: Float[Tensor, "d m"],
+    b_enc: Float[Tensor, " m"],
+    selection: Float[Tensor, " m"],
+    k: int,
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """The `k` latents of largest `pre * selection` in each row, and their `pre`, rectified. `selection` is positive."""
+    weighted, columns = top_k_latents(centred, W_enc * selection, b_enc * selection, k)
+    return (weighted / selection[columns]).relu(), columns
+
+
 @torch.no_grad()
 def batch_top_k_latents(
     centred: Float[Tensor, "n d"], W_enc: Float[Tensor, "d m"], b_enc: Float[Tensor, " m"], n_kept: int

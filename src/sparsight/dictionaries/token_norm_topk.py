@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, check_positive, unit_rows
-from sparsight.dictionaries.selection import top_k_latents
+from sparsight.dictionaries.selection import weighted_top_k_latents
 from sparsight.dictionaries.topk import check_k
 
 # Added to the deviation before a file has filled it in.
@@ -93,11 +93,8 @@ class TokenNormTopKDictionary(AbstractDictionary):
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
         mean, deviation = self._statistics(x)
         centred = (x - self.b_dec - mean) / deviation - self.b_norm
-        weighted, indices = top_k_latents(
-            centred, self.W_enc * self.selection, self.b_enc * self.selection, self.config.k
-        )
-        values = (weighted / self.selection[indices]).relu() * deviation
-        return SparseCode(indices, values, self.n_latents)
+        values, indices = weighted_top_k_latents(centred, self.W_enc, self.b_enc, self.selection, self.config.k)
+        return SparseCode(indices, values * deviation, self.n_latents)
 
     def reconstruct(self, x: Float[Tensor, "n d_in"], code: SparseCode) -> Float[Tensor, "n d_in"]:
         """The decoded code, plus the token's mean and its share of `b_norm`."""

@@ -21,7 +21,8 @@ class TopK(DictionaryConfig):
         k: Latents active in each token, at most (fewer where fewer than k pre-activations are positive).
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off. Dimensionless: the loss is a
             fraction of the residual's variance.
-        k_aux: Dead latents that share the residual of one token. Default: half of the activation's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            activation's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
         k_start: Latents active in each token at the start of training; `k` from the first step on when not given.
         k_anneal: Fraction of the training in which they go from `k_start` to `k`, along a straight line.

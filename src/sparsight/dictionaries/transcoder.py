@@ -20,7 +20,7 @@ from sparsight.dictionaries.base import (
     check_positive,
     unit_rows,
 )
-from sparsight.dictionaries.selection import top_k_latents
+from sparsight.dictionaries.selection import top_k_latents, weighted_top_k_latents
 from sparsight.dictionaries.threshold import code_above
 from sparsight.dictionaries.topk import check_auxiliary
 
@@ -41,7 +41,8 @@ class Transcoder(DictionaryConfig):
             rank latents without the norms of their decoder's rows, which differ.
         skip: Also learn an affine map from the input straight to the output: latents then explain what is not linear.
         aux: Weight of the auxiliary loss that revives dead latents; 0 switches it off.
-        k_aux: Dead latents that share the residual of one token. Default: half of the output's width.
+        k_aux: Dead latents that share the residual of one token. Default: a quarter of them, at most half of the
+            output's width.
         dead_after: A latent is dead when it has been silent for this many tokens.
 
     Raises:
@@ -142,10 +143,10 @@ class TranscoderDictionary(AbstractDictionary):
             threshold = self.log_threshold.exp() if self.config.jump else torch.zeros_like(self.b_enc)
             return code_above(x - self.b_in, self.W_enc, self.b_enc, threshold)
         if self.config.weighted:
-            weighted, indices = top_k_latents(
-                x - self.b_in, self.W_enc * self.selection, self.b_enc * self.selection, self.config.k
+            values, indices = weighted_top_k_latents(
+                x - self.b_in, self.W_enc, self.b_enc, self.selection, self.config.k
             )
-            return SparseCode(indices, (weighted / self.selection[indices]).relu(), self.n_latents)
+            return SparseCode(indices, values, self.n_latents)
         values, indices = top_k_latents(x - self.b_in, self.W_enc, self.b_enc, self.config.k)
         return SparseCode(indices, values.relu(), self.n_latents)
 

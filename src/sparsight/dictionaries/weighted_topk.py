@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsight.codes import SparseCode
 from sparsight.dictionaries.base import AbstractDictionary, DictionaryConfig, check_positive, unit_rows
-from sparsight.dictionaries.selection import top_k_latents
+from sparsight.dictionaries.selection import weighted_top_k_latents
 from sparsight.dictionaries.topk import check_k
 
 
@@ -73,10 +73,8 @@ class WeightedTopKDictionary(AbstractDictionary):
         self.selection = nn.Parameter(atoms.new_ones(atoms.shape[0]), requires_grad=False)
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
-        weighted, indices = top_k_latents(
-            x - self.b_dec, self.W_enc * self.selection, self.b_enc * self.selection, self.config.k
-        )
-        return SparseCode(indices, (weighted / self.selection[indices]).relu(), self.n_latents)
+        values, indices = weighted_top_k_latents(x - self.b_dec, self.W_enc, self.b_enc, self.selection, self.config.k)
+        return SparseCode(indices, values, self.n_latents)
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> None:

@@ -17,7 +17,7 @@ def remainder_table(found: Any) -> Table:
         for name in ARCHITECTURES:
             at = found[name][error]
             rows.append([LABELS[name], error, "attribution", 1, *_cells(at["attribution"])])
-            for rule in ("left", "midpoint", "gauss"):
+            for rule in (rule for rule in ("left", "midpoint", "gauss") if rule in at):
                 by_steps = {int(r[0]): r[1:] for r in at[rule]}
                 for n in (steps[-1], 10):
                     if n in by_steps:

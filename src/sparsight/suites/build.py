@@ -104,11 +104,7 @@ def suite(
         seed=seed,
     )
     out = Path(out)
-    if len(plan.passes) > 1 and not callable(documents) and iter(documents) is documents:
-        raise ValueError(
-            f"{len(plan.passes)} passes read the documents again, and an iterator gives them once; "
-            "pass a list or a function that returns them"
-        )
+    _check_documents(documents, plan)
     fresh = _claim(out, plan, resume=resume)
     say = _speaker(progress)
     if (out / INDEX_FILE).exists():
@@ -117,16 +113,30 @@ def suite(
     if fresh:
         _check_room(out, plan)
     if progress:
-        seconds = estimate_seconds(lm, plan, device)
-        say(
-            f"about {_minutes(seconds.total)} from the start: {_minutes(seconds.harvest)} to read the model, "
-            f"{_minutes(seconds.training)} to train, {_minutes(seconds.evaluation)} to measure"
-        )
+        say(_estimate(lm, plan, device))
     for number in range(len(plan.passes)):
         _one_pass(lm, documents, plan, number, out, device, progress, say)
     evaluations = [_read_evaluation(out / member.folder / EVALUATION_FILE) for member in plan.members]
     write_index(out, index_of(plan, out, evaluations))
     return _with_report(read_suite(out))
+
+
+def _check_documents(documents: Documents, plan: SuitePlan) -> None:
+    """Refuse an iterator, which gives its documents once, where several passes read them."""
+    if len(plan.passes) > 1 and not callable(documents) and iter(documents) is documents:
+        raise ValueError(
+            f"{len(plan.passes)} passes read the documents again, and an iterator gives them once; "
+            "pass a list or a function that returns them"
+        )
+
+
+def _estimate(lm: LanguageModel, plan: SuitePlan, device: str) -> str:
+    """How long it will take, in words."""
+    seconds = estimate_seconds(lm, plan, device)
+    return (
+        f"about {_minutes(seconds.total)} from the start: {_minutes(seconds.harvest)} to read the model, "
+        f"{_minutes(seconds.training)} to train, {_minutes(seconds.evaluation)} to measure"
+    )
 
 
 def _one_pass(

@@ -88,7 +88,7 @@ class AdamRule:
     def _written(self) -> None:
         """Something else than a step wrote into the parameters."""
         if self.compiled is not None:
-            self.compiled.screen.refresh()
+            self.compiled.loops.written()
 
     def _gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
         """Add up the gradients of the parts of a batch; returns the objective of the whole."""

@@ -19,18 +19,21 @@ def takes_compiled_step(
 ) -> bool:
     """Whether a dictionary in training goes through compiled code.
 
-    Not on other devices, in other precisions, for batches in parts or among processes, where numba is not installed,
-    and, unless a sparse step is asked for, for runs so small that compiling would take longer. The choice depends on
-    the settings and the installation only: a run that goes on makes the same.
+    Not in other precisions, for batches in parts or among processes, where numba (on CUDA Triton) is not installed,
+    and, unless a sparse step is asked for, for runs so small that compiling would take longer; nor, unless asked for,
+    on CUDA, where its speed has not been measured. The choice depends on the settings and the installation only: a run
+    that goes on makes the same.
 
     Args:
         size: Entries of the encoder.
     """
-    if architecture not in COMPILED or device.type != "cpu" or find_spec("numba") is None:
+    needed = {"cpu": "numba", "cuda": "triton"}.get(device.type)
+    if architecture not in COMPILED or needed is None or find_spec(needed) is None:
         return False
     if training.precision != "float32" or training.accumulate > 1 or processes > 1:
         return False
-    return training.step == "sparse" or (training.step == "auto" and training.n_tokens * size >= WORTH_IT)
+    pays = device.type == "cpu" and training.n_tokens * size >= WORTH_IT
+    return training.step == "sparse" or (training.step == "auto" and pays)
 
 
 def compiled_step(dictionary: AbstractDictionary, training: Training, processes: int = 1) -> Any:
@@ -42,4 +45,10 @@ def compiled_step(dictionary: AbstractDictionary, training: Training, processes:
         return None
     from sparsight.training.compiled.step import CompiledStep
 
-    return CompiledStep(dictionary)
+    if atoms.device.type == "cpu":
+        from sparsight.training.compiled.cpu import CpuLoops
+
+        return CompiledStep(dictionary, CpuLoops)
+    from sparsight.training.compiled.cuda import CudaLoops
+
+    return CompiledStep(dictionary, CudaLoops)

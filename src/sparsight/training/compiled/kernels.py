@@ -254,8 +254,7 @@ def above_floor(
 def decode_and_pull(
     first: int,
     last: int,
-    starts: Array,
-    groups: Array,
+    bounds: Array,
     latents: Array,
     values: Array,
     x: Array,
@@ -268,37 +267,39 @@ def decode_and_pull(
 ) -> None:
     """The error of each token's reconstruction, and what it says about the token's values.
 
-    There is one reconstruction for each of `P` nested prefixes of the latents: a slot of group `p` counts in those from
-    `p` on, and slots of a token ascend by group. With `r_p` their errors, `squares[t, p] = |r_p|^2`, and row `t P + p`
-    of `g` becomes the gradient of `sum_q scales_q / 2 |r_q|^2` by what group `p` adds up to:
-    `sum_{q >= p} scales_q r_q`.
-    `pull = <g, atom>` for every slot, in its group's row. An atom is read twice while it is in the cache.
+    There is one reconstruction for each of `P` nested prefixes of the latents. The slots of token `t` that count from
+    prefix `p` on are those from `bounds[t P + p]` on. With `r_p` the errors, `squares[t, p] = |r_p|^2`, and row
+    `t P + p` of `g` becomes the gradient of `sum_q scales_q / 2 |r_q|^2` by what those slots add up to:
+    `sum_{q >= p} scales_q r_q`. `pull = <g, atom>` for every slot, in its row. An atom is read twice while it is in the
+    cache.
     """
     d, n_prefixes = atoms.shape[1], len(scales)
     running = np.empty(d, np.float32)
     for t in range(first, last):
         for c in range(d):
             running[c] = b_dec[c] - x[t, c]
-        s = starts[t]
         for p in range(n_prefixes):
-            while s < starts[t + 1] and groups[s] == p:
+            bag = t * n_prefixes + p
+            for s in range(bounds[bag], bounds[bag + 1]):
                 value = values[s]
                 if value != 0:
                     atom = atoms[latents[s]]
                     for c in range(d):
                         running[c] += value * atom[c]
-                s += 1
-            square, scale, row = np.float32(0), np.float32(scales[p]), g[t * n_prefixes + p]
+            square, scale, row = np.float32(0), np.float32(scales[p]), g[bag]
             for c in range(d):
                 square += running[c] * running[c]
                 row[c] = scale * running[c]
             squares[t, p] = square
-        for p in range(n_prefixes - 2, -1, -1):
-            row, after = g[t * n_prefixes + p], g[t * n_prefixes + p + 1]
-            for c in range(d):
-                row[c] += after[c]
-        for s in range(starts[t], starts[t + 1]):
-            pull[s] = _dot(g[t * n_prefixes + groups[s]], atoms[latents[s]])
+        for p in range(n_prefixes - 1, -1, -1):
+            bag = t * n_prefixes + p
+            row = g[bag]
+            if p < n_prefixes - 1:
+                after = g[bag + 1]
+                for c in range(d):
+                    row[c] += after[c]
+            for s in range(bounds[bag], bounds[bag + 1]):
+                pull[s] = _dot(row, atoms[latents[s]])
 
 
 @_compiled

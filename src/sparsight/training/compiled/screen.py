@@ -8,7 +8,8 @@ from jaxtyping import Float, Int16
 from torch import Tensor
 
 from sparsight.training.compiled import kernels
-from sparsight.training.compiled.threads import Room, spread
+from sparsight.training.compiled.room import Room
+from sparsight.training.compiled.threads import spread
 
 # Pre-activations of one block of rows: they stay in the last cache until their largest are found.
 BLOCK = 2**22

@@ -1,8 +1,8 @@
-"""One step on a CPU: screened selection, gradients of active latents only, and Adam in one pass over each weight."""
+"""One sparse step: selection, gradients of active latents only, and Adam in one pass over each weight."""
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int32, Int64
@@ -15,13 +15,15 @@ from sparsight.dictionaries import (
     TopKDictionary,
 )
 from sparsight.dictionaries.selection import Slots
-from sparsight.training.compiled import kernels
-from sparsight.training.compiled.screen import Screen
-from sparsight.training.compiled.selection import screened_above, screened_batch_top_k, screened_top_k
-from sparsight.training.compiled.threads import Room, spread
+from sparsight.training.compiled.room import Room
+from sparsight.training.compiled.scalars import AdamScalars
 from sparsight.training.objectives import Objective
 from sparsight.training.objectives.jumprelu import sparsity_penalty
 from sparsight.training.objectives.terms import objective_of, revival
+
+if TYPE_CHECKING:
+    from sparsight.training.compiled.cpu import CpuLoops
+    from sparsight.training.compiled.cuda import CudaLoops
 
 # A dense step is faster where some token has more active latents than one in so many.
 DENSE_FROM = 16
@@ -34,18 +36,19 @@ class CompiledStep:
     encoder's parameter keeps its shape `[d_in, n_latents]`, but lies in memory latent by latent.
 
     Args:
-        dictionary: In training, on the CPU, in float32.
+        dictionary: In training, in float32.
+        loops: Of its device: `CpuLoops` or `CudaLoops`.
     """
 
-    def __init__(self, dictionary: AbstractDictionary) -> None:
+    def __init__(self, dictionary: AbstractDictionary, loops: "type[CpuLoops] | type[CudaLoops]") -> None:
         self.dictionary: Any = dictionary
-        m = dictionary.n_latents
-        encoder: Any = dictionary.W_enc
-        encoder.data = encoder.data.T.contiguous().T
-        self.screen = Screen(encoder.detach().T)
-        self.room = Room()
-        self.starts = torch.zeros(m + 1, dtype=torch.int64)
-        self.sums = _Sums.of(torch.arange(0), self.room, dictionary)
+        parameter: Any = dictionary.W_enc
+        parameter.data = parameter.data.T.contiguous().T
+        self.encoder: Tensor = parameter.detach().T
+        self.loops = loops(self.encoder)
+        self.room = Room(self.encoder.device)
+        self.starts = torch.zeros(dictionary.n_latents + 1, dtype=torch.int64, device=self.encoder.device)
+        self.sums = _Sums.of(self.starts[:0], self.room, dictionary)
 
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "b d"], dead: Bool[Tensor, " m"], sparsity: float) -> Objective | None:
@@ -64,13 +67,14 @@ class CompiledStep:
         slots, active = self._jumped(near)
         widths, weights = self._prefixes()
         one = len(widths) == 1
-        groups = torch.zeros_like(slots.latents) if one else torch.searchsorted(widths, slots.latents, right=True)
-        g, pull, errors = self._decode(x, slots, groups, weights * (2 / b))
+        rows = slots.tokens
+        if not one:
+            rows = rows * len(widths) + torch.searchsorted(widths, slots.latents, right=True)
+        g, pull, errors = self._decode(x, slots, rows, weights * (2 / b))
         terms, l0 = {"reconstruction": errors[-1]}, active.sum() / b
         if isinstance(self.dictionary, JumpReLUDictionary):
             terms["sparsity"] = self._move_thresholds(near, pull, l0, sparsity, b)
         revived = dead if config.aux > 0 and bool(dead.any()) else None
-        rows = slots.tokens if one else groups + slots.tokens * len(widths)
         self._sum_by_latent(centred, g, slots, rows, pull.mul_(active), revived)
         if not one:
             terms["prefixes"] = (weights[:-1] * errors[:-1]).sum()
@@ -92,12 +96,12 @@ class CompiledStep:
         """
         dictionary, offset = self.dictionary, self.dictionary.b_enc.detach()
         if isinstance(dictionary, TopKDictionary):
-            return screened_top_k(self.screen, centred, offset, dictionary.k_now)
+            return self.loops.top_k(centred, offset, dictionary.k_now)
         if isinstance(dictionary, JumpReLUDictionary):
             lower = dictionary.threshold - dictionary.bandwidth / 2
             most = max(1, dictionary.n_latents // DENSE_FROM)
-            return screened_above(self.screen, centred, offset, lower, most)
-        return screened_batch_top_k(self.screen, centred, offset, dictionary.k_now * len(centred))
+            return self.loops.above(centred, offset, lower, most)
+        return self.loops.batch_top_k(centred, offset, dictionary.k_now * len(centred))
 
     def _jumped(self, near: Slots) -> tuple[Slots, Tensor]:
         """Slots with the values that are decoded, and which of them are active."""
@@ -143,36 +147,34 @@ class CompiledStep:
         """Latents in each reconstruction, and its weight; the last is that of all."""
         dictionary = self.dictionary
         if not isinstance(dictionary, MatryoshkaDictionary):
-            return torch.tensor([dictionary.n_latents]), torch.ones(1)
-        widths = torch.tensor(dictionary.widths_now)
-        weights = torch.ones(len(widths))
+            return self.starts.new_tensor([dictionary.n_latents]), self.encoder.new_ones(1)
+        widths = self.starts.new_tensor(dictionary.widths_now)
+        weights = self.encoder.new_ones(len(widths))
         if dictionary.config.weights is not None:
-            weights[:-1] = torch.tensor(dictionary.config.weights)
+            weights[:-1] = weights.new_tensor(dictionary.config.weights)
         return widths, weights
 
-    def _decode(self, x: Tensor, slots: Slots, groups: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient of each token's groups, pull of each slot, and mean squared error of each prefix."""
+    def _decode(self, x: Tensor, slots: Slots, rows: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient in each row (of a token and a prefix), pull of each slot, and mean squared error of each prefix."""
         b, n_prefixes = len(x), len(scales)
-        starts = torch.zeros(b + 1, dtype=torch.int64)
-        starts[1:] = torch.bincount(slots.tokens, minlength=b).cumsum(dim=0)
+        bounds = self.starts.new_zeros(b * n_prefixes + 1)
+        bounds[1:] = torch.bincount(rows, minlength=b * n_prefixes).cumsum(dim=0)
         g, pull = self.room.take("g", b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
         squares = x.new_empty(b, n_prefixes)
         atoms, b_dec = self.dictionary.atoms.detach(), self.dictionary.b_dec.detach()
-        given = (starts, groups, slots.latents, slots.values, x, atoms, b_dec, scales)
-        spread(b, kernels.decode_and_pull, *given, g, pull, squares)
+        self.loops.decode_and_pull(x, bounds, slots.latents, slots.values, atoms, b_dec, scales, g, pull, squares)
         return g, pull, squares.double().mean(dim=0).to(x.dtype)
 
     def _sum_by_latent(
         self, centred: Tensor, g: Tensor, slots: Slots, rows: Tensor, pull: Tensor, revived: Tensor | None
     ) -> None:
-        order = torch.empty_like(slots.latents)
-        kernels.sort_by_latent(slots.latents.numpy(), self.starts.numpy(), order.numpy())
+        order = self.loops.sort_by_latent(slots.latents, self.starts)
         held = self.starts.diff() > 0
         if revived is not None:
             held |= revived
         self.sums = sums = _Sums.of(held.nonzero()[:, 0], self.room, self.dictionary)
         given = (sums.latents, self.starts, order, slots.tokens, rows, slots.values, pull, g, centred)
-        spread(len(sums.latents), kernels.gradients_by_latent, *given, sums.to_atoms, sums.to_encoder, sums.to_offset)
+        self.loops.gradients_by_latent(*given, sums.to_atoms, sums.to_encoder, sums.to_offset)
 
     def _revive(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
         """The auxiliary loss on a copy of the dead part of the dictionary; adds its gradients."""
@@ -180,7 +182,7 @@ class CompiledStep:
         latents = dead.nonzero()[:, 0]
         part: Any = SimpleNamespace(d_in=dictionary.d_in, b_dec=dictionary.b_dec.detach())
         part.atoms = dictionary.atoms.detach()[latents].requires_grad_()
-        part.W_enc = self.screen.encoder[latents].T.requires_grad_()
+        part.W_enc = self.encoder[latents].T.requires_grad_()
         part.b_enc = dictionary.b_enc.detach()[latents].requires_grad_()
         with torch.enable_grad():
             all_dead = torch.ones_like(latents, dtype=torch.bool)
@@ -195,9 +197,9 @@ class CompiledStep:
     @torch.no_grad()
     def gradient_norm(self) -> Float[Tensor, ""]:
         """Norm of all gradients together, the atoms' without their components along the atoms."""
-        sums, squares = self.sums, torch.zeros(len(self.sums.latents), dtype=torch.float64)
-        given = (sums.latents, self.dictionary.atoms.detach(), sums.to_atoms, sums.to_encoder, sums.along, squares)
-        spread(len(squares), kernels.tangent_and_norms, *given)
+        sums, atoms = self.sums, self.dictionary.atoms.detach()
+        squares = torch.zeros_like(sums.along, dtype=torch.float64)
+        self.loops.tangent_and_norms(sums.latents, atoms, sums.to_atoms, sums.to_encoder, sums.along, squares)
         rest = sum(vector.grad.double().square().sum() for vector in self._vectors())
         norm: Tensor = (squares.sum() + rest).sqrt()
         return norm.float()
@@ -217,15 +219,13 @@ class CompiledStep:
         optimizer.step()
         group = optimizer.param_groups[0]
         (beta1, beta2), rate = group["betas"], group["lr"]
-        averages = [_averages(optimizer, weight) for weight in (dictionary.atoms, dictionary.W_enc)]
+        of_atoms, of_encoder = (_averages(optimizer, weight) for weight in (dictionary.atoms, dictionary.W_enc))
         step = float(optimizer.state[dictionary.atoms]["step"])
-        scalars = (shrink, rate / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, group["eps"])
-        m, screen, sums = dictionary.n_latents, self.screen, self.sums
-        atoms = (dictionary.atoms.detach(), sums.position, sums.to_atoms, sums.along)
-        spread(m, kernels.adam_on_the_sphere, *atoms, *averages[0], *scalars)
-        encoder = (screen.encoder, sums.position, sums.to_encoder, *(average.T for average in averages[1]))
-        copies = (screen.rounded.view(torch.int16), screen.errors, screen.norms)
-        spread(m, kernels.adam_and_round, *encoder, *scalars, *copies)
+        shares = (rate / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, group["eps"])
+        scalars, sums = AdamScalars(shrink, *shares), self.sums
+        self.loops.move_atoms(dictionary.atoms.detach(), sums.position, sums.to_atoms, sums.along, of_atoms, scalars)
+        mean, square = of_encoder
+        self.loops.move_encoder(self.encoder, sums.position, sums.to_encoder, (mean.T, square.T), scalars)
 
     def _vectors(self) -> list[Any]:
         """Parameters beside the two matrices that learn: torch steps them."""
@@ -258,9 +258,9 @@ class _Sums:
         """Room for the sums of these latents; what it holds is left over, but for `to_offset`: 0."""
         n, (m, d) = len(latents), dictionary.atoms.shape
         position = room.take("position", m, dtype=torch.int32).fill_(-1)
-        position[latents] = torch.arange(n, dtype=torch.int32)
+        position[latents] = torch.arange(n, dtype=torch.int32, device=latents.device)
         to_atoms, to_encoder = room.take("to_atoms", n, d), room.take("to_encoder", n, d)
-        return cls(latents, position, to_atoms, to_encoder, room.take("along", n), torch.zeros(m))
+        return cls(latents, position, to_atoms, to_encoder, room.take("along", n), to_atoms.new_zeros(m))
 
 
 def _averages(optimizer: torch.optim.Adam, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,5 @@
-"""Ranges of rows on as many threads as torch uses, and memory to use again.
+"""Ranges of rows on as many threads as torch uses. Compiled loops let go of the interpreter's lock."""
 
-Compiled loops let go of the interpreter's lock.
-"""
-
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -33,21 +29,6 @@ def spread(n: int, kernel: Callable[..., T], *arguments: Any) -> list[T]:
     if threads == 1 or len(ranges) < 2:
         return [kernel(*each, *given) for each in ranges]
     return list(_pool(threads).map(lambda each: kernel(*each, *given), ranges))
-
-
-class Room:
-    """Memory that is used again at the next step: touching fresh pages costs more than filling them."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor of that shape that nobody else uses under that name; what it holds is left over."""
-        size = math.prod(shape)
-        kept = self._kept.get(name)
-        if kept is None or kept.numel() < size:
-            kept = self._kept[name] = torch.empty(size, dtype=dtype)
-        return kept[:size].view(shape)
 
 
 @lru_cache(maxsize=4)

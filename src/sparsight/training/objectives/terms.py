@@ -58,6 +58,15 @@ def revival(
     )
 
 
+def revived_at_once(k_aux: int | None, n_dead: int, d_out: int) -> int:
+    """Dead latents that share the residual of one token.
+
+    Were they all, each would hear of every token: what the gradient then sees is the linear part of the residual, which
+    is small (none, where a skip takes it away).
+    """
+    return min(k_aux or max(1, min(d_out // 2, -(-n_dead // 4))), n_dead)
+
+
 def unexplained_by_dead(
     centred: Float[Tensor, "b d_in"],
     W_enc: Float[Tensor, "d_in m"],
@@ -79,7 +88,7 @@ def unexplained_by_dead(
         W_enc, b_enc, atoms: Of all latents.
         residual: What the living leave of what is reconstructed.
         dead: Latents to revive.
-        k_aux: Dead latents in a token. Default: half of `d_out`.
+        k_aux: Dead latents in a token. Default: a quarter of them, at most half of `d_out`.
     Source:
         Gao et al., "Scaling and evaluating sparse autoencoders", 2024, appendix A.2. The value is theirs; we depart
         from it by the gradient.
@@ -87,7 +96,7 @@ def unexplained_by_dead(
     latents = dead.nonzero()[:, 0]
     W_enc, b_enc, atoms = W_enc[:, latents], b_enc[latents], atoms[latents]
     residual = residual.detach()
-    k = min(k_aux or max(1, residual.shape[1] // 2), len(latents))
+    k = revived_at_once(k_aux, len(latents), residual.shape[1])
     if k == len(latents):
         pre = torch.addmm(b_enc, centred, W_enc)
         explained = (pre + (pre.relu() - pre).detach()) @ atoms

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsight.dictionaries import AbstractDictionary, TopKDictionary
 from sparsight.dictionaries.selection import Slots, block_rows, top_k
-from sparsight.training.objectives.terms import Objective, objective_of, squared_error
+from sparsight.training.objectives.terms import Objective, objective_of, revived_at_once, squared_error
 from sparsight.training.parallel.processes import Processes
 from sparsight.training.sparse_step import decode_slots
 
@@ -115,7 +115,7 @@ def sharded_topk_objective(
     counts = processes.sum_(torch.stack([dead.sum(), torch.tensor(len(slots.latents), device=x.device)]))
     n_dead, n_active = int(counts[0]), int(counts[1])
     if config.aux > 0 and n_dead > 0:
-        k = min(config.k_aux or max(1, dictionary.d_in // 2), n_dead)
+        k = revived_at_once(config.k_aux, n_dead, dictionary.d_in)
         centred = x - dictionary.b_dec.detach()
         explained, _ = sharded_top_k(dictionary, centred, k, processes, among=dead)
         target = residual.detach()

@@ -190,6 +190,10 @@ class Preset:
         definition = self.definition(architecture)
         unit = self.unit(d_in, norm_ratio)
         chosen = {**definition.fixed, **{name: value / unit for name, value in definition.scaled.items()}}
+        if (
+            "k_aux" in chosen and chosen["k_aux"] is None
+        ):  # in these definitions half of the width, however few are dead
+            chosen["k_aux"] = max(1, d_in // 2)
         if definition.setting is not None and fields.get("target_l0") is None:
             theirs = self._given(definition, coefficient)
             chosen[definition.setting] = self.coefficient(theirs, d_in, norm_ratio, architecture=architecture)

@@ -1,0 +1,74 @@
+"""A step's loops on a CPU: numba on ranges of rows, and screened selection."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sparsight.dictionaries.selection import Slots
+from sparsight.training.compiled import kernels
+from sparsight.training.compiled.scalars import AdamScalars
+from sparsight.training.compiled.screen import Screen
+from sparsight.training.compiled.selection import screened_above, screened_batch_top_k, screened_top_k
+from sparsight.training.compiled.threads import spread
+
+
+class CpuLoops:
+    """What they compute is said in `kernels.py` and `selection.py`.
+
+    Args:
+        encoder: Rows of the encoder, in the parameter's own memory.
+    """
+
+    def __init__(self, encoder: Float[Tensor, "m d"]) -> None:
+        self.screen = Screen(encoder)
+
+    def written(self) -> None:
+        """Something else than a step wrote into the encoder."""
+        self.screen.refresh()
+
+    def top_k(self, centred: Tensor, offset: Tensor, k: int) -> Slots:
+        return screened_top_k(self.screen, centred, offset, k)
+
+    def batch_top_k(self, centred: Tensor, offset: Tensor, n_kept: int) -> Slots:
+        return screened_batch_top_k(self.screen, centred, offset, n_kept)
+
+    def above(self, centred: Tensor, offset: Tensor, lower: Tensor, most: int) -> Slots | None:
+        return screened_above(self.screen, centred, offset, lower, most)
+
+    def decode_and_pull(self, x: Tensor, *given: Tensor) -> None:
+        bounds, latents, values, *rest = given
+        spread(len(x), kernels.decode_and_pull, bounds, latents, values, x, *rest)
+
+    def sort_by_latent(self, latents: Int64[Tensor, " s"], starts: Int64[Tensor, " m1"]) -> Int64[Tensor, " s"]:
+        order = torch.empty_like(latents)
+        kernels.sort_by_latent(latents.numpy(), starts.numpy(), order.numpy())
+        return order
+
+    def gradients_by_latent(self, which: Tensor, *given: Tensor) -> None:
+        spread(len(which), kernels.gradients_by_latent, which, *given)
+
+    def tangent_and_norms(self, which: Tensor, *given: Tensor) -> None:
+        spread(len(which), kernels.tangent_and_norms, which, *given)
+
+    def move_atoms(
+        self,
+        atoms: Tensor,
+        position: Tensor,
+        gradient: Tensor,
+        along: Tensor,
+        averages: tuple[Tensor, Tensor],
+        scalars: AdamScalars,
+    ) -> None:
+        spread(len(atoms), kernels.adam_on_the_sphere, atoms, position, gradient, along, *averages, *scalars)
+
+    def move_encoder(
+        self,
+        encoder: Tensor,
+        position: Tensor,
+        gradient: Tensor,
+        averages: tuple[Tensor, Tensor],
+        scalars: AdamScalars,
+    ) -> None:
+        screen = self.screen
+        copies = (screen.rounded.view(torch.int16), screen.errors, screen.norms)
+        spread(len(encoder), kernels.adam_and_round, encoder, position, gradient, *averages, *scalars, *copies)
