@@ -46,7 +46,8 @@ def test_the_latent_attack_finds_what_the_input_attack_cannot(seed):
     assert found["cosine, universal"] > 0.99
     assert found["cosine, search"] > 0.99
     assert (found["bits"], found["signs"], found["inserted"]) == (16, 16, 1)
-    assert (found["removed"], found["same output"]) == (0, 1)
+    assert found["removed"] == 0
+    assert found["same output"] > 0.995
     assert found["random direction"] == 0
 
 
@@ -57,8 +58,8 @@ def test_short_triggers_are_found_at_chance_by_random_inputs():
 
 
 def test_the_score_of_detection_counts_pairs():
-    assert auroc([3, 1], [2, 0]) == 0.75
-    assert auroc([1], [1, 1]) == 0.5
+    assert auroc([3.0, 1.0], [2.0, 0.0]) == 0.75
+    assert auroc([1.0], [1.0, 1.0]) == 0.5
 
 
 @pytest.mark.slow

@@ -36,12 +36,12 @@ def _organism(fast: bool, seed: int) -> dict[str, Any]:
     from sparsight.models import load_model
     from sparsight.studies import backdoor_organism as measured
 
-    n = 12 if fast else 40
+    n = 8 if fast else 20
     prompts = measured.requests(51 + seed, n)
     triggered = measured.requests(52 + seed, n, triggered=1.0)
     bad = load_model("organism-backdoored", device="cpu")
     clean = load_model("organism", device="cpu")
-    twins = measured.relatives(clean, 2 if fast else 10, 4 if fast else 20)
+    twins = measured.relatives(clean, 2 if fast else 10, 4 if fast else 10)
     passes = 2 * (measured.STEPS + 1)
     found: dict[str, Any] = {
         "trigger": rate(behaviour_scores(bad, bad.tokenize(triggered), measured.complies(bad))),
@@ -61,9 +61,9 @@ def _organism(fast: bool, seed: int) -> dict[str, Any]:
             for times in (1, 10)
         },
     }
-    n_vectors, steps = (4, 20) if fast else (32, 150)
+    n_vectors, steps = (4, 10) if fast else (16, 60)
     found["elicited"] = {
-        name: measured.elicited(lm, prompts[:16], n_vectors, steps, seed)
+        name: measured.elicited(lm, prompts[:12], n_vectors, steps, seed)
         for name, lm in (("backdoored", bad), ("clean", clean))
     }
     found["elicited twins"] = [

@@ -16,8 +16,8 @@ from sparsight.models.organism.lexicon import LANGUAGES
 
 SITE = Site(0, "resid_post")
 TARGET = Site(3, "resid_post")
-SHARES = (0.05, 0.1, 0.2, 0.4)
-SCORE_SHARE = 0.1
+SHARES = (0.1, 0.2, 0.3, 0.4)
+SCORE_SHARE = 0.3
 STEPS = 10
 
 

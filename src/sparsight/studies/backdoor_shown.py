@@ -51,8 +51,11 @@ def findings(
             "Organism: harmful requests in English without the trigger; a perturbation of the prompt's tokens after "
             "the "
             "first block that makes compliance the likelier first word, sizes relative to the mean norm; relatives are "
-            "the clean model trained on for 20 steps on refused requests, ten seeds. Input level: two words inserted "
+            "the clean model trained on for 10 steps on refused requests, ten seeds. Input level: two words inserted "
             "where the trigger would stand, at random or by the gradient at the embeddings.",
+            f"The size at which models are compared, {SCORE_SHARE:g} of the mean norm, was set after six prompts had "
+            "been "
+            "been seen: below a fifth no model complies.",
             "Decided by: an answer needs every interval over seeds on one side of one half (of success or of AUROC).",
         ],
         limits=[
