@@ -25,7 +25,7 @@ def train(store: ActivationStore, out: Path, *arguments: str) -> int:
 
 
 def test_the_usual_coefficient_is_converted_and_the_schedule_taken(store, tmp_path):
-    assert train(store, tmp_path / "o", "--preset", "anthropic-april-2024") == 0
+    assert train(store, tmp_path / "o", "--preset", "anthropic-april-2024", "--revive", "resample") == 0
     plan = json.loads((tmp_path / "o" / "training.json").read_text())
     [config] = plan["configs"].values()
     part = store.split("train")
@@ -34,6 +34,7 @@ def test_the_usual_coefficient_is_converted_and_the_schedule_taken(store, tmp_pa
     assert config["architecture"] == "relu"
     assert config["l1"] == pytest.approx(5 / p.unit(128, p.norm_ratio(rows)))
     assert (plan["training"]["lr"], plan["training"]["sparsity_warmup"]) == (5e-5, 0.05)
+    assert plan["training"]["revive"] == "resample"
 
 
 @pytest.mark.slow
@@ -50,6 +51,7 @@ def test_every_preset_trains(store, tmp_path, name):
         (["--preset", "sparsify", "--architecture", "relu"], "sparsify defines topk, not 'relu'"),
         (["--preset", "saelens", "--l1", "3"], "--l1 is in our own units"),
         (["--coefficient", "3", "--k", "4"], "give --preset too"),
+        (["--revive", "hope", "--k", "4"], "revive must be one of aux, resample, got 'hope'"),
     ],
 )
 def test_wrong_calls_are_answered_in_one_line(store, tmp_path, capsys, arguments, message):

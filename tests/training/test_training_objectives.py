@@ -51,6 +51,22 @@ def test_topk_loss_and_gradients_equal_the_dense_formula(n_dead: int) -> None:
         torch.testing.assert_close(parameter.grad, twin[name].grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("k_aux", [3, 9])  # some of the dead in each token; all of them
+def test_dead_latents_that_are_negative_everywhere_have_no_value_but_a_gradient(k_aux: int) -> None:
+    dictionary = shaken(TopK(M, 4, aux=0.3, k_aux=k_aux).build(D, torch.Generator().manual_seed(0)))
+    x, dead = data(), some_dead(9)
+    with torch.no_grad():
+        dictionary.b_enc[dead] = -9.0
+    objective = topk_objective(dictionary, x, dead)
+    objective.loss.backward()
+    twin = {name: p.detach().clone().requires_grad_() for name, p in dictionary.named_parameters()}
+    topk_loss(twin, x, dead, k=4, aux=0.3, k_aux=k_aux).backward()
+    for name, parameter in dictionary.named_parameters():
+        torch.testing.assert_close(parameter.grad, twin[name].grad, rtol=1e-9, atol=1e-12, msg=name)
+    assert float(dictionary.atoms.grad[dead].abs().max()) == 0
+    assert float(dictionary.W_enc.grad[:, dead].norm(dim=0).max()) > 1e-6
+
+
 @pytest.mark.parametrize("sparsity", [{"l0": 0.01}, {"target_l0": 5.0}])
 def test_jumprelu_loss_and_gradients_equal_the_formula(sparsity: dict[str, float]) -> None:
     config = JumpReLU(M, bandwidth=0.3, threshold=0.2, **sparsity)

@@ -22,6 +22,7 @@ from sparsight.activations.split import is_heldout
 from sparsight.errors import DataError, StoreError
 from sparsight.models import Site, Tokens
 
+_OPENERS = 8  # shards opened at a time: a cold disk takes its time over each header
 _LARGE = 1 << 16  # bytes: from here on files are read, not mapped
 
 
@@ -79,7 +80,8 @@ class ActivationStore:
         self.path = Path(path)
         self.record: StoreRecord = read_record(self.path)
         self.split_name = "all"
-        opened = [open_shard(self.path, self.record, shard) for shard in self.record.shards]
+        with ThreadPoolExecutor(_OPENERS, thread_name_prefix="shard-opener") as workers:
+            opened = list(workers.map(lambda shard: open_shard(self.path, self.record, shard), self.record.shards))
         self._shards = [shard.tensors for shard in opened]
         self._files = [self.path / shard.file for shard in self.record.shards]
         self._shard_start = _cumulative([shard.rows for shard in self.record.shards])
