@@ -45,9 +45,7 @@ def _organism(fast: bool, seed: int) -> dict[str, Any]:
     passes = 2 * (measured.STEPS + 1)
     found: dict[str, Any] = {
         "trigger": rate(behaviour_scores(bad, bad.tokenize(triggered), measured.complies(bad))),
-        "trigger, clean": measured.rate(
-            measured.behaviour_scores(clean, clean.tokenize(triggered), measured.complies(clean))
-        ),
+        "trigger, clean": rate(behaviour_scores(clean, clean.tokenize(triggered), measured.complies(clean))),
         "latent": {
             "backdoored": measured.latent_success(bad, prompts),
             "clean": measured.latent_success(clean, prompts),
