@@ -1,6 +1,5 @@
 """Latents taken out of activations, and which of them a linear probe leans on."""
 
-import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
@@ -8,13 +7,26 @@ from sparsight.evaluation.features.probes import LinearProbe
 
 
 def without(
-    x: Float[Tensor, "n d"], z: Float[Tensor, "n m"], atoms: Float[Tensor, "m d"], latents: Int64[Tensor, " k"]
+    x: Float[Tensor, "n d"],
+    z: Float[Tensor, "n m"],
+    atoms: Float[Tensor, "m d"],
+    latents: Int64[Tensor, " k"],
+    level: Float[Tensor, " m"] | None = None,
 ) -> Float[Tensor, "n d"]:
-    """Activations less what some latents write: the error of the dictionary stays.
+    """Activations with some latents held at a level: the error of the dictionary stays.
 
     Right for means of tokens as well, with means of codes: everything is linear.
+
+    Args:
+        x: Activations.
+        z: Their codes.
+        atoms: What each latent writes.
+        latents: Which to hold.
+        level: Where, for every latent; 0 when None. Held at 0, a latent that is often in use takes its mean away too,
+            and a probe's threshold with it: every example then falls on one side, whatever it is.
     """
-    return x - z[:, latents] @ atoms[latents].to(z)
+    held = z[:, latents] if level is None else z[:, latents] - level[latents]
+    return x - held @ atoms[latents].to(z)
 
 
 def direction_of(probe: LinearProbe) -> Float64[Tensor, " d"]:

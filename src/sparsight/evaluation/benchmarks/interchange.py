@@ -219,7 +219,7 @@ def interchange(
     dictionary: AbstractDictionary,
     site: Site,
     families: Sequence[Prompts],
-    train_rows: Sequence[Int64[Tensor, " k"]],
+    train_rows: Sequence[Tensor],
     *,
     n_train: int = 256,
     n_test: int = 256,

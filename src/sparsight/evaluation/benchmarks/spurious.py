@@ -36,6 +36,7 @@ class Setting:
         test: Balanced test examples.
         wanted: Their labels.
         removed_train: Balanced training activations, and the labels of the removed concept.
+        level: Mean of each latent over them: where ablated latents are held.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Setting:
     test: Examples
     wanted: Int64[Tensor, " n"]
     removed_train: tuple[Tensor, Tensor]
+    level: Float[Tensor, " m"]
 
     def right(self, x: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
         """Which test examples the biased probe tells right from some activations."""
@@ -85,7 +87,9 @@ def prepare(
     order = effects(even.z, even.y[:, removed], atoms, concept).abs().argsort(descending=True, stable=True)
     labels = judged.y[:, wanted]
     removed_train = (even.x, even.y[:, removed])
-    return Setting(name, biased, accuracy(fair, judged.x, labels), order, judged, labels, removed_train)
+    return Setting(
+        name, biased, accuracy(fair, judged.x, labels), order, judged, labels, removed_train, even.z.mean(dim=0)
+    )
 
 
 def repaired(ablated: Tensor, biased: Tensor, clean: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ def spurious_removal(
     recorded: dict[str, Cell] | None = None,
     left_out: Sequence[str] = (),
 ) -> Benchmark:
-    """Every direction at every number of latents, beside as many random latents and erasing the concept from activations.
+    """Every direction at every number of latents, beside as many random latents and erasing the concept itself.
 
     Args:
         settings: Directions.
@@ -157,12 +161,14 @@ def _arms(setting: Setting, atoms: Tensor, ns: Sequence[int], seed: int) -> dict
     test = setting.test
     found = {"biased": setting.right(test.x), "clean": setting.clean}
     for n in ns:
-        found[f"latents, N={n}"] = setting.right(without(test.x, test.z, atoms, setting.order[:n]))
+        chosen = setting.order[:n]
+        found[f"latents, N={n}"] = setting.right(without(test.x, test.z, atoms, chosen, setting.level))
+        found[f"latents to zero, N={n}"] = setting.right(without(test.x, test.z, atoms, chosen))
     generator = torch.Generator().manual_seed(mix_seed(seed, _RANDOM))
     live = (test.z != 0).any(dim=0).nonzero()[:, 0]
     shuffled = live[torch.randperm(len(live), generator=generator)]
     for n in ns:
-        found[f"random latents, N={n}"] = setting.right(without(test.x, test.z, atoms, shuffled[:n]))
+        found[f"random latents, N={n}"] = setting.right(without(test.x, test.z, atoms, shuffled[:n], setting.level))
     found["concept erased (LEACE)"] = setting.right(Leace.of(*setting.removed_train).erase(test.x))
     return found
 
@@ -184,12 +190,12 @@ def _score(n: int, drawn: dict[str, tuple[Drawn, dict[str, int]]], rows: Sequenc
 
 
 def _metrics(rows: Sequence[dict[str, Cell]], ns: Sequence[int]) -> dict[str, float]:
-    """As published: the direction where the biased probe does worse; both directions beside it."""
+    """As published: latents set to zero, the direction where the biased probe does worse; both directions beside it."""
     names = list(dict.fromkeys(str(row["direction"]) for row in rows))
     worst = min(names, key=lambda name: mean(rows, "accuracy", direction=name, arm="biased"))
     found: dict[str, float] = {}
     for n in ns:
-        here = {name: mean(rows, "repaired", direction=name, arm=f"latents, N={n}") for name in names}
+        here = {name: mean(rows, "repaired", direction=name, arm=f"latents to zero, N={n}") for name in names}
         found[f"scr_metric_threshold_{n}"] = here[worst]
         for i, value in enumerate(here.values()):
             found[f"scr_dir{i + 1}_threshold_{n}"] = value

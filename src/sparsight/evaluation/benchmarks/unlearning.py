@@ -29,12 +29,12 @@ class Exam:
 
     Attributes:
         tokens: Contexts.
-        asked: Whether the token after this one is a question; `[n, t - 1]`.
+        asked: Whether the token after this one is a question; one place fewer than tokens.
         documents: Document of each context.
     """
 
     tokens: Tokens
-    asked: Bool[Tensor, "n t-1"]
+    asked: Bool[Tensor, "n places"]
     documents: Int64[Tensor, " n"]
 
     def __len__(self) -> int:
