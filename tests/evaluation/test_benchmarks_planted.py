@@ -205,7 +205,7 @@ def test_ablating_the_planted_latents_of_the_spurious_concept_repairs_the_probe(
     assert sorted(setting.order[:2].tolist()) == [3, 6]
     found = spurious_removal([setting], torch.eye(8), ns=(1, 2))
     one, two = (score.value.value for score in found.scores)
-    assert 0.1 < one < two
+    assert abs(one) < 0.1  # the other of the two still says it all
     assert two == pytest.approx(1, abs=0.15)
     assert found.scores[1].value.low < two < found.scores[1].value.high
     assert found.scores[1].ceilings["concept erased (LEACE)"] == pytest.approx(1, abs=0.2)
