@@ -54,6 +54,10 @@ _PUBLIC = {
     "write_codes": "sparsight.evaluation.code_file",
     "compare_coders": "sparsight.evaluation",
     "evaluate": "sparsight.evaluation",
+    "evaluate_side_by_side": "sparsight.evaluation",
+    "run_suite": "sparsight.evaluation.benchmarks",
+    "stability": "sparsight.evaluation",
+    "TokenPolicy": "sparsight.evaluation",
     "recovery": "sparsight.evaluation",
     "ablate_direction": "sparsight.intervention",
     "add_direction": "sparsight.intervention",
@@ -74,6 +78,7 @@ _PUBLIC = {
 _PUBLIC_MODULES = {
     "organism": "sparsight.models.organism",
     "metrics": "sparsight.evaluation.metrics",
+    "benchmarks": "sparsight.evaluation.benchmarks",
     "features": "sparsight.evaluation.features",
 }
 
@@ -126,12 +131,17 @@ if TYPE_CHECKING:
     from sparsight.errors import StoreError as StoreError
     from sparsight.errors import TrainingError as TrainingError
     from sparsight.errors import UndefinedMetric as UndefinedMetric
+    from sparsight.evaluation import TokenPolicy as TokenPolicy
+    from sparsight.evaluation import benchmarks as benchmarks
     from sparsight.evaluation import causal_prediction as causal_prediction
     from sparsight.evaluation import compare_coders as compare_coders
     from sparsight.evaluation import evaluate as evaluate
+    from sparsight.evaluation import evaluate_side_by_side as evaluate_side_by_side
     from sparsight.evaluation import features as features
     from sparsight.evaluation import metrics as metrics
     from sparsight.evaluation import recovery as recovery
+    from sparsight.evaluation import stability as stability
+    from sparsight.evaluation.benchmarks import run_suite as run_suite
     from sparsight.evaluation.code_file import write_codes as write_codes
     from sparsight.formats import load_dictionary as load_dictionary
     from sparsight.interpretation import top_contexts as top_contexts
