@@ -44,6 +44,10 @@ _PUBLIC = {
     "ReLU": "sparsight.dictionaries",
     "TopK": "sparsight.dictionaries",
     "Transcoder": "sparsight.dictionaries",
+    "Circuit": "sparsight.circuits.discovery",
+    "Examples": "sparsight.circuits.discovery",
+    "find_circuit": "sparsight.circuits.discovery",
+    "shift": "sparsight.circuits.shift",
     "load_dictionary": "sparsight.formats",
     "FineTune": "sparsight.training",
     "TensorBoard": "sparsight.training",
@@ -108,6 +112,10 @@ if TYPE_CHECKING:
     from sparsight.circuits import Effects as Effects
     from sparsight.circuits import Splice as Splice
     from sparsight.circuits import latent_effects as latent_effects
+    from sparsight.circuits.discovery import Circuit as Circuit
+    from sparsight.circuits.discovery import Examples as Examples
+    from sparsight.circuits.discovery import find_circuit as find_circuit
+    from sparsight.circuits.shift import shift as shift
     from sparsight.codes import SparseCode as SparseCode
     from sparsight.coding import fista as fista
     from sparsight.coding import fit_scale as fit_scale
