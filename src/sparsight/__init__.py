@@ -44,6 +44,10 @@ _PUBLIC = {
     "ReLU": "sparsight.dictionaries",
     "TopK": "sparsight.dictionaries",
     "Transcoder": "sparsight.dictionaries",
+    "Circuit": "sparsight.circuits.discovery",
+    "Examples": "sparsight.circuits.discovery",
+    "find_circuit": "sparsight.circuits.discovery",
+    "shift": "sparsight.circuits.shift",
     "load_dictionary": "sparsight.formats",
     "FineTune": "sparsight.training",
     "TensorBoard": "sparsight.training",
@@ -54,6 +58,10 @@ _PUBLIC = {
     "write_codes": "sparsight.evaluation.code_file",
     "compare_coders": "sparsight.evaluation",
     "evaluate": "sparsight.evaluation",
+    "evaluate_side_by_side": "sparsight.evaluation",
+    "run_suite": "sparsight.evaluation.benchmarks",
+    "stability": "sparsight.evaluation",
+    "TokenPolicy": "sparsight.evaluation",
     "recovery": "sparsight.evaluation",
     "ablate_direction": "sparsight.intervention",
     "add_direction": "sparsight.intervention",
@@ -74,6 +82,7 @@ _PUBLIC = {
 _PUBLIC_MODULES = {
     "organism": "sparsight.models.organism",
     "metrics": "sparsight.evaluation.metrics",
+    "benchmarks": "sparsight.evaluation.benchmarks",
     "features": "sparsight.evaluation.features",
 }
 
@@ -103,6 +112,10 @@ if TYPE_CHECKING:
     from sparsight.circuits import Effects as Effects
     from sparsight.circuits import Splice as Splice
     from sparsight.circuits import latent_effects as latent_effects
+    from sparsight.circuits.discovery import Circuit as Circuit
+    from sparsight.circuits.discovery import Examples as Examples
+    from sparsight.circuits.discovery import find_circuit as find_circuit
+    from sparsight.circuits.shift import shift as shift
     from sparsight.codes import SparseCode as SparseCode
     from sparsight.coding import fista as fista
     from sparsight.coding import fit_scale as fit_scale
@@ -126,12 +139,17 @@ if TYPE_CHECKING:
     from sparsight.errors import StoreError as StoreError
     from sparsight.errors import TrainingError as TrainingError
     from sparsight.errors import UndefinedMetric as UndefinedMetric
+    from sparsight.evaluation import TokenPolicy as TokenPolicy
+    from sparsight.evaluation import benchmarks as benchmarks
     from sparsight.evaluation import causal_prediction as causal_prediction
     from sparsight.evaluation import compare_coders as compare_coders
     from sparsight.evaluation import evaluate as evaluate
+    from sparsight.evaluation import evaluate_side_by_side as evaluate_side_by_side
     from sparsight.evaluation import features as features
     from sparsight.evaluation import metrics as metrics
     from sparsight.evaluation import recovery as recovery
+    from sparsight.evaluation import stability as stability
+    from sparsight.evaluation.benchmarks import run_suite as run_suite
     from sparsight.evaluation.code_file import write_codes as write_codes
     from sparsight.formats import load_dictionary as load_dictionary
     from sparsight.interpretation import top_contexts as top_contexts

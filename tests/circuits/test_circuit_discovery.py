@@ -6,7 +6,7 @@ import pytest
 import torch
 from circuits.circuit_models import KeepFloat64, dictionary_at, tiny
 
-from sparsight.circuits import NeuronNodes
+from sparsight.circuits import DirectionNodes, NeuronNodes
 from sparsight.circuits.discovery import (
     Circuit,
     Examples,
@@ -14,6 +14,7 @@ from sparsight.circuits.discovery import (
     act_on_nodes,
     completeness,
     curve,
+    error_share_curve,
     faithfulness,
     find_circuit,
     least_size,
@@ -262,6 +263,20 @@ def test_pictures_hold_every_node_and_need_no_network(tmp_path):
 def test_shares_of_errors_lie_between_none_and_all():
     for value in circuit_of("gpt2").error_share().values():
         assert 0 <= value <= 1
+
+
+def test_more_directions_leave_less_to_errors_and_all_of_them_nothing():
+    with KeepFloat64():
+        lm, examples = tiny("gpt2"), examples_of("gpt2")
+        site = Site.parse("1.resid_post")
+        rows = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).Q
+        points = error_share_curve(
+            lm, {n: {site: DirectionNodes(site, rows[:n])} for n in (16, 2, 8)}, examples, examples
+        )
+    assert [point.width for point in points] == [2, 8, 16]
+    assert points[0].error_share > points[1].error_share > points[2].error_share
+    assert points[2].error_share == pytest.approx(0, abs=1e-12)
+    assert points[2].without_errors.value == pytest.approx(1)
 
 
 def test_the_organism_s_pronoun_is_carried_by_few_neurons_and_not_by_random_ones():

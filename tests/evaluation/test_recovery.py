@@ -5,7 +5,7 @@ import torch
 
 from sparsight.codes import SparseCode
 from sparsight.errors import UndefinedMetric
-from sparsight.evaluation.recovery import recovery
+from sparsight.evaluation.recovery import recovery, stability
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -94,3 +94,52 @@ def test_what_cannot_be_compared_is_refused():
     silent = SparseCode.from_dense(torch.zeros(4, 3))
     with pytest.raises(UndefinedMetric, match="no true latent is ever in use"):
         recovery(truth, truth, silent, silent)
+
+
+def test_planted_duplicates_are_counted_over_the_atoms_that_were_found():
+    truth = torch.eye(6)
+    learned = torch.stack([truth[0], truth[0] + 0.05 * truth[5], truth[0], truth[1], truth[2]])
+    found = recovery(learned, truth)
+    assert found.duplicates_per_atom == pytest.approx(2 / 3)
+    assert found.uniqueness == pytest.approx(3 / 5)
+    assert recovery(truth, truth).duplicates_per_atom == 0
+    assert recovery(truth, truth).uniqueness == 1
+
+
+def test_planted_composites_are_several_true_atoms_in_one():
+    truth = torch.eye(12)
+    learned = torch.stack([truth[0], truth[1] + truth[2], truth[3] + truth[4] + truth[5], truth[6] + 0.1 * truth[7]])
+    assert recovery(learned, truth).fraction_composite == 0.5
+    # A direction near two true atoms but mostly outside their span is no composite of them.
+    g = torch.Generator().manual_seed(4)
+    outside = torch.nn.functional.normalize(torch.randn(12, generator=g), dim=0)
+    outside[8:] = 0
+    assert recovery(torch.stack([truth[8] + truth[9] + 3 * outside]), truth[8:10]).fraction_composite == 0
+
+
+def test_precision_recall_and_f1_of_live_latents_tell_dead_partners_from_bad_ones():
+    truth = torch.zeros(8, 2)
+    truth[:4, 0] = truth[4:, 1] = 1.0
+    found = truth.clone()
+    found[:, 1] = 0  # the second partner is dead
+    found[6, 0] = 1.0  # the first fires once too often
+    codes = recovery(torch.eye(2), torch.eye(2), SparseCode.from_dense(found), SparseCode.from_dense(truth)).codes
+    assert codes.precision == pytest.approx((4 / 5 + 0) / 2)
+    assert codes.recall == pytest.approx((1 + 0) / 2)
+    assert codes.f1_of_live == pytest.approx(2 * 4 / (5 + 4))
+    assert codes.f1 == pytest.approx(codes.f1_of_live / 2)
+
+
+def test_seeds_that_agree_up_to_order_are_stable_and_random_ones_are_at_chance():
+    atoms = unit(20, 16, 5)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(6))
+    same = stability([atoms, 2 * atoms[order]])
+    assert same.matched_cosine == pytest.approx(1)
+    assert (same.fraction_shared, same.fraction_orphan) == (1, 0)
+    random = stability([unit(20, 16, 7), unit(20, 16, 8), unit(20, 16, 9)])
+    assert random.matched_cosine == pytest.approx(random.chance_cosine, abs=0.05)
+    assert random.fraction_orphan > 0.5
+    half = stability([atoms, torch.cat([atoms[:10], -atoms[10:]])])
+    assert half.fraction_shared == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="at least two dictionaries, got 1"):
+        stability([atoms])

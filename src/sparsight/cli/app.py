@@ -12,6 +12,7 @@ import typer
 
 from sparsight import __version__
 from sparsight.cli import (
+    circuit,
     code,
     compare,
     convert,
@@ -22,6 +23,7 @@ from sparsight.cli import (
     evaluate,
     harvest,
     organism,
+    shift,
     steer,
     store,
     study,
@@ -56,6 +58,8 @@ app.command("steer")(steer.steer)
 app.command("effects")(effects.effects)
 app.command("convert")(convert.convert)
 app.command("push")(convert.push)
+app.command("circuit")(circuit.circuit)
+app.command("shift")(shift.shift)
 app.command("study")(study.study)
 
 

@@ -1,6 +1,6 @@
 """Measurements of a dictionary: one metric per file, pure and streaming, and functions that compose them."""
 
-from sparsight.evaluation import features, metrics
+from sparsight.evaluation import benchmarks, features, metrics
 from sparsight.evaluation.approximate import Approximate
 from sparsight.evaluation.arms import ARMS
 from sparsight.evaluation.bootstrap import DocumentSums, Interval, bootstrap, paired_difference
@@ -16,13 +16,15 @@ from sparsight.evaluation.joint_scale import JointScaleSums
 from sparsight.evaluation.l0 import L0
 from sparsight.evaluation.loss import LossAdded
 from sparsight.evaluation.record import Estimate, Evaluation, SearchRecord
-from sparsight.evaluation.recovery import CodeRecovery, Recovery, recovery
+from sparsight.evaluation.recovery import CodeRecovery, Recovery, Stability, recovery, stability
 from sparsight.evaluation.refit_slopes import RefitSlopes
 from sparsight.evaluation.shrinkage import Shrinkage, ShrinkageSums, shrinkage
 from sparsight.evaluation.shrinkage_panel import PanelSums, panel_of
 from sparsight.evaluation.shrinkage_panel_record import ShrinkagePanel
 from sparsight.evaluation.shrinkage_profile import GroupedShrinkageSums, ValueProfile, norm_deciles, norm_group
+from sparsight.evaluation.side_by_side import SideBySide, evaluate_side_by_side
 from sparsight.evaluation.splice import loss_added
+from sparsight.evaluation.token_policy import TokenPolicy
 from sparsight.evaluation.token_scales import TokenScales
 
 __all__ = [
@@ -58,14 +60,19 @@ __all__ = [
     "Shrinkage",
     "ShrinkagePanel",
     "ShrinkageSums",
+    "SideBySide",
     "SparseColumns",
+    "Stability",
+    "TokenPolicy",
     "TokenScales",
     "ValueProfile",
+    "benchmarks",
     "best_latents",
     "bootstrap",
     "causal_prediction",
     "compare_coders",
     "evaluate",
+    "evaluate_side_by_side",
     "features",
     "loss_added",
     "metrics",
@@ -75,4 +82,5 @@ __all__ = [
     "panel_of",
     "recovery",
     "shrinkage",
+    "stability",
 ]

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from sparsight.evaluation.features.best_latent import FeatureTable
     from sparsight.evaluation.record import Evaluation
     from sparsight.evaluation.shrinkage_panel_record import ShrinkagePanel
+    from sparsight.evaluation.side_by_side import SideBySide
 
 
 def rendered(*parts: "Table | str", width: int = 110) -> str:
@@ -42,7 +43,7 @@ def evaluation_table(e: "Evaluation") -> str:
         f"{e.model} at {e.site}: {e.n_tokens:,} tokens of {e.n_documents:,} documents ({e.split})"
     )
     table = titled(title, "measurement", "value", f"{e.level:.0%} interval", "0 is, 1 is")
-    for name, value, ends, meaning in _rows(e):
+    for name, value, ends, meaning in measurement_rows(e):
         table.add_row(name, value, ends, meaning)
     notes = [f"tokens: {e.token_policy}", *(f"note: {note}" for note in e.notes)]
     if e.search is not None:
@@ -52,6 +53,31 @@ def evaluation_table(e: "Evaluation") -> str:
     beside = [*baseline_table(e), *breakdown_tables(e), *identity_lines(e)]
     panel = [] if e.shrinkage_panel is None else panel_tables(e.shrinkage_panel)
     return rendered(table, *notes, *beside, *panel)
+
+
+def side_by_side_table(found: "SideBySide") -> str:
+    """Every measurement in a line, a dictionary in each column; then differences, and benchmarks."""
+    parts: list[Any] = []
+    names = list(found.evaluations)
+    if len(names) == 1:
+        parts.append(evaluation_table(found.evaluations[names[0]]))
+    else:
+        table = titled("On the same documents", "measurement", *names)
+        rows = {name: {row[0]: row[1] for row in measurement_rows(e)} for name, e in found.evaluations.items()}
+        for measurement in dict.fromkeys(key for row in rows.values() for key in row):
+            table.add_row(measurement, *(rows[name].get(measurement, "") for name in names))
+        parts.append(table)
+        for name, e in found.evaluations.items():
+            parts += [f"{name}: note: {note}" for note in e.notes]
+            parts += [f"{name}: {line}" for line in identity_lines(e)]
+    if found.differences:
+        table = titled("Differences, the same documents drawn for both", "first", "second", "FVU", "L0 ratio", "better")
+        for d in found.differences:
+            table.add_row(d.first, d.second, str(d.fvu), f"{d.l0_ratio:.3g}", d.verdict)
+        parts.append(table)
+    for name, suite in found.suites.items():
+        parts += [*([] if len(names) == 1 else [f"Benchmarks of {name}"]), suite.to_table()]
+    return rendered(*parts, width=160)
 
 
 def baseline_table(e: "Evaluation") -> "list[Table | str]":
@@ -124,7 +150,7 @@ def between(low: float | None, high: float | None) -> str:
     return f"above {low:.3g}" if high is None else f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def _rows(e: "Evaluation") -> list[tuple[str, str, str, str]]:
+def measurement_rows(e: "Evaluation") -> list[tuple[str, str, str, str]]:
     def line(name: str, estimate: object, meaning: str) -> tuple[str, str, str, str]:
         value, _, ends = str(estimate).partition("  ")
         return name, value, ends, meaning

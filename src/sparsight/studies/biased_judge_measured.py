@@ -58,8 +58,8 @@ class Plan:
     n_latents: int
 
 
-FULL = Plan(5, 240, 400, 80, 150_000, 300_000, 1024)
-FAST = Plan(2, 80, 80, 24, 12_000, 24_000, 256)
+FULL = Plan(5, 200, 200, 400, 150_000, 300_000, 1024)
+FAST = Plan(2, 60, 60, 20, 12_000, 24_000, 256)
 
 
 def dictionaries(work: Work, plan: Plan) -> dict[Site, AbstractDictionary]:
@@ -88,7 +88,7 @@ def one_seed(work: Work, plan: Plan, made: Mapping[Site, AbstractDictionary], s:
     biased = organism_biographies(plan.n_biased, seed=seed, spurious=True)
     deciding = organism_biographies(plan.n_biased, seed=seed + 1, spurious=False)
     test = organism_biographies(plan.n_test, seed=seed + 2, spurious=False, heldout=True)
-    found = find(lm, dict(made), biased, site=READS, n_judged=plan.n_judged)
+    found = find(lm, dict(made), biased, site=READS, n_judged=plan.n_judged, exact=False)
     judgements = found.judged_by(LabelJudge())
     removed, unclear = chosen_by(judgements, "remove"), chosen_by(judgements, "remove", "unclear")
     decided = DisambiguatedJudge.of(read(lm, found.nodes, deciding, found.candidates))

@@ -7,6 +7,7 @@ from sparsight.circuits.discovery.examples import Examples
 from sparsight.circuits.discovery.find import find_circuit
 from sparsight.circuits.discovery.measure import Share, completeness, curve, faithfulness, least_size, random_nodes
 from sparsight.circuits.discovery.tasks import TASKS, organism_task
+from sparsight.circuits.discovery.widths import WidthPoint, error_share_curve
 
 __all__ = [
     "TASKS",
@@ -15,10 +16,12 @@ __all__ = [
     "CircuitRecord",
     "Examples",
     "Share",
+    "WidthPoint",
     "act_on_edges",
     "act_on_nodes",
     "completeness",
     "curve",
+    "error_share_curve",
     "faithfulness",
     "find_circuit",
     "least_size",

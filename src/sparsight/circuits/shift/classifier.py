@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sparsight.circuits.nodes import AbstractNodes
 from sparsight.circuits.shift.biographies import LabelledTexts
-from sparsight.circuits.splice import Change, NodeValues, Splice
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.frozen_record import Record
 from sparsight.models import Edit, LanguageModel, Site, Tokens
@@ -163,30 +162,40 @@ def score(logits: Float[Tensor, " n"], texts: LabelledTexts) -> Accuracies:
     )
 
 
-def silenced(n_latents: int, latents: Sequence[int]) -> Change:
-    """A change that sets some nodes to 0 at every token and leaves the others and the error as they are."""
-    off = torch.zeros(n_latents, dtype=torch.bool)
-    off[list(latents)] = True
+class Removal:
+    """An edit that takes nodes' contributions out of activations at counted tokens and leaves all else as it is."""
 
-    def change(own: NodeValues) -> NodeValues:
-        gone = off.to(own.indices.device)[own.indices]
-        return NodeValues(own.indices, own.values.masked_fill(gone, 0), own.error)
+    def __init__(self, nodes: AbstractNodes, latents: Sequence[int], counted: Bool[Tensor, "b t"]) -> None:
+        self._nodes, self._counted = nodes, counted
+        self._latents = torch.tensor(list(latents), dtype=torch.int64)
+        self._columns = torch.full(
+            (nodes.n_latents,), len(latents), dtype=torch.int64
+        )  # the last one is for the others
+        self._columns[self._latents] = torch.arange(len(latents))
 
-    return change
+    def __call__(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        counted = self._counted.to(x.device)
+        code = self._nodes.encode(x[counted])
+        columns = self._columns.to(x.device)[code.indices]
+        gone = code.values.new_zeros(len(code), len(self._latents) + 1).scatter_add(1, columns, code.values)
+        edited = x.clone()
+        edited[counted] = x[counted] - (gone[:, :-1] @ self._nodes.atoms[self._latents.to(x.device)]).to(x.dtype)
+        return edited
 
 
 def ablation(nodes: Mapping[Site, AbstractNodes], chosen: Chosen) -> Intervention:
     """Set nodes to 0 at every counted token, errors kept; later sites are coded from what earlier ones leave.
 
     Raises:
-        ValueError: (when it is called) a site has no nodes.
+        ValueError: a site has no nodes, or nodes that read at another site.
     """
     used = {site: latents for site, latents in chosen.items() if len(latents)}
     if missing := sorted(set(used) - set(nodes)):
         raise ValueError(f"nothing stands at {missing[0]} to be ablated; give its dictionary")
+    if elsewhere := [site for site in used if nodes[site].reads != site]:
+        raise ValueError(f"nodes at {elsewhere[0]} read elsewhere; SHIFT takes nodes of one site, no transcoders")
 
     def intervene(tokens: Tokens) -> dict[Site, Edit]:
-        change = {site: silenced(nodes[site].n_latents, latents) for site, latents in used.items()}
-        return Splice({s: nodes[s] for s in used}, where=tokens.counted, gradient="passed", change=change).edits()
+        return {site: Removal(nodes[site], latents, tokens.counted) for site, latents in used.items()}
 
     return intervene

@@ -18,6 +18,8 @@ from sparsight.circuits.shift.classifier import (
     ablation,
     accuracies,
     fit_classifier,
+    pooled_activations,
+    score,
 )
 from sparsight.circuits.shift.effects import ClassifierEffects, attribute, exact_effects
 from sparsight.circuits.shift.evidence import Evidence, Readings, evidence, read
@@ -170,11 +172,18 @@ def remove(
 ) -> tuple[Accuracies, Accuracies]:
     """Accuracies with nodes removed: of the classifier as it was, and of one fitted anew on the biased texts."""
     intervention = ablation(found.nodes, chosen)
-    classifier = found.classifier
-    again = fit_classifier(
-        classifier.lm, classifier.site, found.biased, intervention, l2=float(l2), batch_size=batch_size
-    )
-    return tuple(accuracies(c, test, intervention, batch_size=batch_size) for c in (classifier, again))  # type: ignore[return-value]
+    ablated, again, _ = _fitted_anew(found, intervention, test, l2=float(l2), batch_size=batch_size)
+    return ablated, again
+
+
+def _fitted_anew(
+    found: Found, intervention: Intervention, test: LabelledTexts, *, l2: float, batch_size: int
+) -> tuple[Accuracies, Accuracies, Classifier]:
+    """Accuracies of the classifier as it was and fitted anew, both under an intervention, and the latter."""
+    old = found.classifier
+    again = fit_classifier(old.lm, old.site, found.biased, intervention, l2=l2, batch_size=batch_size)
+    x = pooled_activations(old.lm, old.site, test.texts, intervention, batch_size=batch_size)
+    return score(old.of_pooled(x), test), score(again.of_pooled(x), test), again
 
 
 def shift(
@@ -235,7 +244,12 @@ def correct(
     judgements = found.judged_by(judge)
     chosen = chosen_by(judgements, "remove", *(("unclear",) if unclear == "remove" else ()))
     intervention = ablation(found.nodes, chosen)
-    again = fit_classifier(lm, found.classifier.site, biased, intervention, l2=float(l2), batch_size=batch_size)
+    original = ablated = retrained = None
+    if test is None:
+        again = fit_classifier(lm, found.classifier.site, biased, intervention, l2=float(l2), batch_size=batch_size)
+    else:
+        original = accuracies(found.classifier, test, batch_size=batch_size)
+        ablated, retrained, again = _fitted_anew(found, intervention, test, l2=float(l2), batch_size=batch_size)
     locked = None if test is None else read(lm, found.nodes, test, found.candidates, batch_size=batch_size)
     record = ShiftRecord(
         model=lm.name,
@@ -246,9 +260,9 @@ def correct(
         judgements=judgements,
         removed={str(s): latents for s, latents in chosen.items()},
         error_share=error_share(found.effects),
-        original=None if test is None else accuracies(found.classifier, test, batch_size=batch_size),
-        ablated=None if test is None else accuracies(found.classifier, test, intervention, batch_size=batch_size),
-        retrained=None if test is None else accuracies(again, test, intervention, batch_size=batch_size),
+        original=original,
+        ablated=ablated,
+        retrained=retrained,
         undecided=[h for h in hypotheses(found.readings, locked) if not h.decided],
         effects={f"{s}/{j}": value for s, by in found.exact.items() for j, value in by.items()},
         attributed={f"{s}/{j}": float(found.effects.support[s][j]) for s, by in found.exact.items() for j in by},

@@ -1,0 +1,131 @@
+"""`sparsight circuit`: the latents that carry a behaviour, and how they act on one another."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsight.cli import options
+
+if TYPE_CHECKING:
+    from sparsight.circuits.discovery import Examples
+    from sparsight.models import LanguageModel
+
+
+def circuit(
+    dictionary: Annotated[list[Path], typer.Argument(help="Folders written by `sparsight train`, one for each site.")],
+    out: options.Out,
+    model: options.Model = "organism",
+    task: Annotated[
+        str | None, typer.Option("--task", help="Of the organism: 'gender', 'brackets' or 'weekdays'.")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            help='JSONL of {"clean", "patch" (optional), "right", "wrong"}; every second line is measured on.',
+        ),
+    ] = None,
+    n_examples: Annotated[
+        int, typer.Option("--examples", help="Of a task: to find on, and as many to measure on.")
+    ] = 60,
+    node_threshold: Annotated[float, typer.Option("--node-threshold", help="Least absolute effect of a node.")] = 0.1,
+    edge_threshold: Annotated[float, typer.Option("--edge-threshold", help="Least absolute weight of an edge.")] = 0.01,
+    max_nodes: Annotated[int | None, typer.Option("--max-nodes", help="Keep at most so many nodes.")] = None,
+    aggregation: Annotated[
+        str, typer.Option("--aggregation", help="'sum' over positions, or 'none' for templates of one length.")
+    ] = "sum",
+    steps: Annotated[int, typer.Option("--steps", help="Midpoints of the path; 0 takes the clean end alone.")] = 4,
+    edges: Annotated[bool, typer.Option("--edges/--no-edges", help="Whether to take edges.")] = True,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find a sparse circuit, measure it on other examples beside a random one, and draw it.
+
+    Example: sparsight circuit runs/2/topk-1024-k16 runs/3/topk-1024-k16 --task gender --out runs/circuit
+    """
+    from sparsight.circuits import discovery
+    from sparsight.formats import load_dictionary
+    from sparsight.models import load_model
+
+    if aggregation not in ("sum", "none"):
+        raise ValueError(f"--aggregation must be 'sum' or 'none', got {aggregation!r}")
+    lm = load_model(model, device=device)
+    found_on, measured_on = _examples(lm, task, pairs, n_examples, seed)
+    made = [load_dictionary(folder).to(lm.device) for folder in dictionary]
+    unplaced = [str(folder) for folder, one in zip(dictionary, made, strict=True) if one.site is None]
+    if unplaced:
+        raise ValueError(f"{unplaced[0]} does not know its site; train it from a store")
+    placed = {one.site: one for one in made if one.site is not None}
+    found = discovery.find_circuit(
+        lm, dict(placed), found_on, node_threshold=node_threshold, edge_threshold=edge_threshold, max_nodes=max_nodes,
+        aggregation="sum" if aggregation == "sum" else "none", steps=steps, edges=edges, progress=not quiet,
+    )  # fmt: skip
+    measured = {
+        "faithfulness": discovery.faithfulness(found, lm, dict(placed), measured_on, seed=seed),
+        "without errors": discovery.faithfulness(found, lm, dict(placed), measured_on, errors="none", seed=seed),
+        "completeness": discovery.completeness(found, lm, dict(placed), measured_on, seed=seed),
+        "random": discovery.faithfulness(
+            discovery.random_nodes(found, seed=seed), lm, dict(placed), measured_on, seed=seed
+        ),
+    }
+    found.save(out)
+    discovery.write_html(found, out / "circuit.html")
+    (out / "circuit.dot").write_text(discovery.to_dot(found), encoding="utf-8")
+    facts: dict[str, Any] = {name: share.model_dump() for name, share in measured.items()}
+    facts |= {"n_nodes": len(found), "n_errors": found.n_errors, "n_edges": len(found.record.edges)}
+    facts["error_share"] = found.error_share()
+    (out / "measured.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(f"{len(found)} nodes ({found.n_errors} errors), {len(found.record.edges)} edges")
+    for name, share in measured.items():
+        typer.echo(f"{name}: {share}")
+    typer.echo(f"{out / 'circuit.html'} shows it; circuit.json, circuit.dot and measured.json lie beside it")
+
+
+def _examples(
+    lm: "LanguageModel", task: str | None, pairs: Path | None, n: int, seed: int
+) -> "tuple[Examples, Examples]":
+    """Examples to find on, and others to measure on."""
+    from sparsight.circuits.discovery import Examples, organism_task
+
+    if (task is None) == (pairs is None):
+        raise ValueError("give one of --task (of the organism) and --pairs FILE")
+    if task is not None:
+        return organism_task(lm, task, n, seed=seed, part=0), organism_task(lm, task, n, seed=seed, part=1)
+    rows = _rows(pairs)
+    with_patch = all("patch" in row for row in rows)
+    halves = []
+    for half in (rows[::2], rows[1::2]):
+        clean, right, wrong = ([row[name] for row in half] for name in ("clean", "right", "wrong"))
+        patches = [row["patch"] for row in half] if with_patch else None
+        halves.append(Examples.of_answers(lm, clean, right, wrong, patches))
+    return halves[0], halves[1]
+
+
+def _rows(path: Path | None) -> list[dict[str, str]]:
+    from sparsight.errors import DataError
+
+    if path is None or not path.is_file():
+        raise DataError(f"pairs file {path} does not exist; check the path")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"line {number} of {path} is not JSON: {error}") from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("clean", "right", "wrong")):
+            raise DataError(f'line {number} of {path} must hold the texts "clean", "right" and "wrong"')
+        rows.append(row)
+    if len(rows) < 4:
+        raise DataError(
+            f"{path} holds {len(rows)} examples; at least 4 are needed, half to find on, half to measure on"
+        )
+    return rows

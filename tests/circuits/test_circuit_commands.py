@@ -1,0 +1,62 @@
+"""`sparsight circuit` and `sparsight shift`: what is written, and what is refused before any work."""
+
+import json
+
+import pytest
+import torch
+
+from sparsight.cli import main
+from sparsight.dictionaries import TopK
+from sparsight.dictionaries.base import Normalization, unit_rows
+from sparsight.models import Site
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random dictionary at the organism's embeddings."""
+    dictionary = TopK(256, k=16).build(128, torch.Generator().manual_seed(0))
+    dictionary.atoms.data = unit_rows(256, 128, torch.Generator().manual_seed(1))
+    dictionary.site, dictionary.model = Site(None, "embed"), "organism"
+    dictionary.fold_(Normalization(torch.zeros(128), 1.0))
+    path = tmp_path_factory.mktemp("dictionary")
+    dictionary.save(path)
+    return path
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    return exit_.value.code
+
+
+def test_a_circuit_is_found_measured_and_drawn(folder, tmp_path, capsys):
+    out = tmp_path / "c"
+    code = run("circuit", folder, "--task", "gender", "--examples", 6, "--node-threshold", 1e-4, "--max-nodes", 5,
+               "--steps", 1, "--out", out, "--quiet", "--json")  # fmt: skip
+    assert code == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["n_nodes"] == 5
+    assert {"faithfulness", "without errors", "completeness", "random"} <= facts.keys()
+    assert {path.name for path in out.iterdir()} == {
+        "circuit.json", "circuit.safetensors", "circuit.html", "circuit.dot", "measured.json",
+    }  # fmt: skip
+
+
+def test_shift_writes_its_judgements(folder, tmp_path, capsys):
+    out = tmp_path / "s"
+    code = run("shift", folder, "--site", "embed", "--texts", 16, "--test-texts", 16, "--judged", 4, "--out", out)
+    assert code == 0
+    assert "judged 4 nodes (labels)" in capsys.readouterr().out
+    record = json.loads((out / "shift.json").read_text())
+    assert len(record["judgements"]) == 4
+
+
+def test_wrong_calls_end_with_2(folder, tmp_path, capsys):
+    out = tmp_path / "x"
+    assert run("shift", folder, "--site", "embed", "--judge", "chat", "--out", out) == 2
+    assert "--endpoint" in capsys.readouterr().err
+    assert run("shift", folder, "--site", "embed", "--judge", "oracle", "--out", out) == 2
+    assert run("circuit", folder, "--aggregation", "mean", "--task", "gender", "--out", out) == 2
+    assert run("circuit", folder, "--out", out) == 2
+    assert run("circuit", folder, "--pairs", tmp_path / "none.jsonl", "--out", out) == 1
+    assert not out.exists()
