@@ -35,7 +35,7 @@ from sparsight.models.organism.checks import first_answer_words
 from sparsight.models.organism.lexicon import LANGUAGES
 
 SITE = Site(1, "resid_post")
-RADII = (0.05, 0.1, 0.2, 0.4)
+RADII = (0.4, 0.6, 0.8, 1.0)
 LANGUAGE_LIST = list(LANGUAGES.values())
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--n", type=int, default=120)
-    parser.add_argument("--radius", type=float, default=0.2, help="Of training, over the mean norm.")
+    parser.add_argument("--radius", type=float, default=0.8, help="Of training, over the mean norm.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--arm", help="Only this arm.")
     options = parser.parse_args()

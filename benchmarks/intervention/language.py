@@ -28,6 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--candidates", type=int, default=6)
+    parser.add_argument("--latent", type=int, help="Take this one, at its largest value, instead of choosing.")
+    parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--controls", type=int, default=3)
     parser.add_argument("--target", choices=("french", "german", "both"), default="both")
     options = parser.parse_args()
@@ -55,7 +57,8 @@ def main() -> None:
             ).any(dim=0)
         along = (dictionary.atoms.detach() @ wanted.unit).masked_fill(~used, -1)
         best = None
-        for latent in along.topk(options.candidates).indices.tolist():
+        candidates = along.topk(options.candidates).indices.tolist() if options.latent is None else []
+        for latent in candidates:
             found = _steered(lm, dictionary, latent, beginnings(organism.corpus, 25, 30, "english"), neutral, score)
             if found is None:
                 continue
@@ -66,23 +69,23 @@ def main() -> None:
             print(
                 f"  tried latent {latent}: cosine {float(along[latent]):.2f}, {dose.behaviour:.0%} at {dose.strength:g}"
             )
-        latent, dose = best[1], best[2]
+        latent, chosen = (options.latent, 1.0) if best is None else (best[1], best[2].strength)
         result = steer(
             lm,
             dictionary,
-            beginnings(organism.heldout_corpus, 26, 100, "english"),
+            beginnings(organism.heldout_corpus, 26, options.prompts, "english"),
             test_neutral,
             score,
-            sorted({0.0, dose.strength / 2, dose.strength, 2 * dose.strength}),
+            sorted({0.0, chosen / 2, chosen, 2 * chosen}),
             latent=latent,
             n_controls=options.controls,
         )
-        print(f"\nto {target}: latent {latent}, chosen dose {dose.strength:g} times its largest value")
+        print(f"\nto {target}: latent {latent}, chosen dose {chosen:g} times its largest value")
         print(result.to_table())
         length = steer(
             lm,
             wanted,
-            beginnings(organism.heldout_corpus, 26, 100, "english"),
+            beginnings(organism.heldout_corpus, 26, options.prompts, "english"),
             test_neutral,
             score,
             [2.0, 4.0],
