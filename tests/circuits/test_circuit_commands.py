@@ -32,10 +32,12 @@ def run(*arguments):
 def test_a_circuit_is_found_measured_and_drawn(folder, tmp_path, capsys):
     out = tmp_path / "c"
     code = run("circuit", folder, "--task", "gender", "--examples", 6, "--node-threshold", 1e-4, "--max-nodes", 5,
-               "--steps", 1, "--out", out, "--quiet", "--json")  # fmt: skip
+               "--steps", 1, "--act", 4, "--out", out, "--quiet", "--json")  # fmt: skip
     assert code == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["n_nodes"] == 5
+    assert len(facts["nodes acted on"]["acted"]) == 5
+    assert len(facts["edges acted on"]["acted"]) <= 4
     assert {"faithfulness", "without errors", "completeness", "random"} <= facts.keys()
     assert {path.name for path in out.iterdir()} == {
         "circuit.json", "circuit.safetensors", "circuit.html", "circuit.dot", "measured.json",

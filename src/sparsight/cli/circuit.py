@@ -38,6 +38,9 @@ def circuit(
     ] = "sum",
     steps: Annotated[int, typer.Option("--steps", help="Midpoints of the path; 0 takes the clean end alone.")] = 4,
     edges: Annotated[bool, typer.Option("--edges/--no-edges", help="Whether to take edges.")] = True,
+    act: Annotated[
+        int, typer.Option("--act", min=0, help="Ablate each node, and so many of the strongest edges, and compare.")
+    ] = 0,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -78,6 +81,13 @@ def circuit(
     facts: dict[str, Any] = {name: share.model_dump() for name, share in measured.items()}
     facts |= {"n_nodes": len(found), "n_errors": found.n_errors, "n_edges": len(found.record.edges)}
     facts["error_share"] = found.error_share()
+    acted = {}
+    if act:
+        acted = {
+            "nodes acted on": discovery.act_on_nodes(found, lm, dict(placed), measured_on),
+            "edges acted on": discovery.act_on_edges(found, lm, dict(placed), measured_on, strongest=act),
+        }
+        facts |= {name: one.model_dump() for name, one in acted.items()}
     (out / "measured.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -85,6 +95,9 @@ def circuit(
     typer.echo(f"{len(found)} nodes ({found.n_errors} errors), {len(found.record.edges)} edges")
     for name, share in measured.items():
         typer.echo(f"{name}: {share}")
+    for name, one in acted.items():
+        correlation = "undefined" if one.correlation is None else f"{one.correlation:.3f}"
+        typer.echo(f"{len(one.acted)} {name}: correlation {correlation}, relative error {one.relative_error:.3f}")
     typer.echo(f"{out / 'circuit.html'} shows it; circuit.json, circuit.dot and measured.json lie beside it")
 
 

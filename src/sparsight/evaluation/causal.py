@@ -1,7 +1,6 @@
 """Whose codes predict better what removing an atom does to the model: the encoder's or a pursuit's?"""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
@@ -12,7 +11,11 @@ from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import ModelError
 from sparsight.evaluation.ablation import DOSES, Encode, Pairs, Sampler, measure
 from sparsight.evaluation.agreement import Resamples, pearson, slope, spearman
-from sparsight.evaluation.evaluate import describe
+from sparsight.evaluation.causal_record import Agreement as Agreement
+from sparsight.evaluation.causal_record import CausalPrediction as CausalPrediction
+from sparsight.evaluation.causal_record import CoderRecord as CoderRecord
+from sparsight.evaluation.causal_record import RankDifference as RankDifference
+from sparsight.evaluation.coders import describe
 from sparsight.evaluation.reading import (
     Predicts,
     StoredActivations,
@@ -21,88 +24,9 @@ from sparsight.evaluation.reading import (
     row_blocks,
     site_for,
 )
-from sparsight.evaluation.record import DictionaryRecord, Estimate, Record
 from sparsight.models import Site
 
 MEAN_TOKENS = 16_384  # on which the mean activation is taken
-
-CAUSAL_CONVENTIONS = {
-    "pair": "a counted token and a latent, drawn uniformly among those that at least one coder calls active there",
-    "projection": "x becomes x - <x - mean, d_j> d_j at that token: all that lies along the atom, about the mean",
-    "constant": "x becomes x - c d_j, with one c for all pairs: the root mean square of the projections",
-    "size": "sqrt(2 sum KL(clean || ablated)) over all predictions from that token on; linear in a small dose",
-    "loss": "sum over the same predictions of ablated minus clean loss, in nats",
-    "size agreement": "of the value z_j with the size",
-    "loss agreement": "of the first-order prediction, -z_j <gradient of the loss, d_j>, with the change of loss; "
-    "slope 1 where the value is the dose and the loss is linear",
-    "projection (as coder)": "max(0, <x - mean, d_j>): no code at all, the yardstick for what follows from the dose",
-    "interval": "percentile bootstrap over documents; differences draw the same documents for both",
-}
-
-
-class Agreement(Record):
-    """How predictions go with measurements over all pairs.
-
-    Attributes:
-        spearman: Rank correlation, ties at their mean rank, in `[-1, 1]`.
-        pearson: Correlation, in `[-1, 1]`.
-        slope: Least-squares change of the measurement with the prediction.
-    """
-
-    spearman: Estimate
-    pearson: Estimate
-    slope: Estimate
-
-
-class CoderRecord(Record):
-    """One coder. `active` is the share of pairs in which it calls the latent active."""
-
-    coder: str
-    active: float
-    size: Agreement
-    loss: Agreement
-
-
-class RankDifference(Record):
-    """Rank correlation of the first coder minus that of the second: above 0, the first predicts better."""
-
-    first: str
-    second: str
-    size: Estimate
-    loss: Estimate
-
-
-class CausalPrediction(Record):
-    """Coders of one dictionary, judged by what removing atoms does."""
-
-    schema_version: Literal[1] = 1
-    dictionary: DictionaryRecord
-    site: str
-    model: str
-    split: str
-    dose: str
-    k: int
-    n_pairs: int
-    n_documents: int
-    mean_size: float
-    conventions: dict[str, str] = CAUSAL_CONVENTIONS
-    coders: list[CoderRecord]
-    differences: list[RankDifference]
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        return self.model_dump_json(indent=2)
-
-    def to_table(self) -> str:
-        """A table in Markdown."""
-        head = "| coder | active | size: Spearman | Pearson | slope | loss: Spearman | Pearson | slope |"
-        rows = [
-            f"| {c.coder} | {c.active:.2f} | "
-            + " | ".join(str(e) for a in (c.size, c.loss) for e in (a.spearman, a.pearson, a.slope))
-            + " |"
-            for c in self.coders
-        ]
-        return "\n".join([head, "|---" * 8 + "|", *rows])
 
 
 def causal_prediction(
@@ -166,25 +90,14 @@ def causal_prediction(
     Source:
         Our definition. The question is Smith's ("does inference-time optimisation find what the model uses?").
     """
-    if dose not in DOSES:
-        raise ValueError(f"dose must be 'projection' or 'constant', got {dose!r}")
-    if min(n_tokens, latents_per_token, tokens_per_context) < 1:
-        raise ValueError("n_tokens, latents_per_token and tokens_per_context must all be at least 1")
-    if not lm.has_causal_loss:
-        raise ModelError(f"{lm.name} ({lm.family}) has no causal loss, so there is no effect to predict")
+    _check(lm, dose, n_tokens, latents_per_token, tokens_per_context)
     part = part_of(store, split)
     where = site_for(dictionary, part, site, force=force)
     check_model(lm, part, force=force)
     mean, own_l0 = _mean_and_l0(dictionary, part, where)
     k = max(1, round(own_l0)) if k is None else k
-    if coders is None:
-        coders = {
-            "encoder": dictionary.encode,
-            "pursuit": lambda x: gradient_pursuit(x - dictionary.b_dec, dictionary.atoms, k),
-        }
-    if "projection" in coders or not coders:
-        raise ValueError("coders must name at least one coder, and none 'projection': that one is always there")
-    sampler = Sampler(dictionary, coders, mean, latents_per_token, tokens_per_context, seed)
+    named = _coders(dictionary, coders, k)
+    sampler = Sampler(dictionary, named, mean, latents_per_token, tokens_per_context, seed)
     pairs = measure(lm, part, where, sampler, dose, n_tokens, batch_size, progress)
     draws = Resamples(pairs.documents, n_resamples=n_resamples, level=level, seed=seed)
     return CausalPrediction(
@@ -200,6 +113,27 @@ def causal_prediction(
         coders=[_coder_record(name, z, pairs, draws) for name, z in pairs.values.items()],
         differences=_differences(pairs, draws),
     )
+
+
+def _check(lm: Predicts, dose: str, *at_least_one: int) -> None:
+    if dose not in DOSES:
+        raise ValueError(f"dose must be 'projection' or 'constant', got {dose!r}")
+    if min(at_least_one) < 1:
+        raise ValueError("n_tokens, latents_per_token and tokens_per_context must all be at least 1")
+    if not lm.has_causal_loss:
+        raise ModelError(f"{lm.name} ({lm.family}) has no causal loss, so there is no effect to predict")
+
+
+def _coders(dictionary: AbstractDictionary, coders: Mapping[str, Encode] | None, k: int) -> Mapping[str, Encode]:
+    """The coders asked for; the dictionary's own and a pursuit by default."""
+    if coders is None:
+        return {
+            "encoder": dictionary.encode,
+            "pursuit": lambda x: gradient_pursuit(x - dictionary.b_dec, dictionary.atoms, k),
+        }
+    if "projection" in coders or not coders:
+        raise ValueError("coders must name at least one coder, and none 'projection': that one is always there")
+    return coders
 
 
 def _mean_and_l0(

@@ -66,19 +66,24 @@ def act_on_nodes(
 
 @torch.no_grad()
 def act_on_edges(
-    circuit: Circuit, lm: LanguageModel, dictionaries: Placed | Mapping[Site, Placed], examples: Examples
+    circuit: Circuit,
+    lm: LanguageModel,
+    dictionaries: Placed | Mapping[Site, Placed],
+    examples: Examples,
+    *,
+    strongest: int | None = None,
 ) -> Acting:
     """Ablate each edge of a circuit alone, and compare with its weight.
 
     The source's change reaches the target by the direct path only: every other site in front of the target is held at
     its clean activation, the target's new value is read off, and the model runs with this one value changed. An edge
-    into the output holds all sites. Two passes for each edge.
+    into the output holds all sites. Two passes for each edge; `strongest` limits them to those of largest weight.
     """
     stage = _Stage.of(circuit, lm, dictionaries, examples)
     clean = stage.metric({})
     by_id = {node.id: node for node in circuit.record.nodes}
     acted = []
-    for edge in circuit.record.edges:
+    for edge in circuit.record.edges[:strongest]:
         source = by_id[edge.source]
         at = Site.parse(source.site)
         moved = stage.moved(at, source.index, source.position)

@@ -1,7 +1,6 @@
 """Coders of one dictionary side by side at equal L0: does pursuit choose better latents, or only better values?"""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -14,7 +13,6 @@ from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.approximate import Approximate, ApproximateCoder, spread_rows
 from sparsight.evaluation.arms import ARMS, DEFAULT_ARMS, SEARCHING, Coder, Setting, canonical, has_encoder, make_arm
-from sparsight.evaluation.bootstrap import DocumentSums, Statistic
 from sparsight.evaluation.comparison.diagnosis import Diagnosis, Sampler
 from sparsight.evaluation.comparison.record import Comparison, Difference, Level
 from sparsight.evaluation.comparison.runner import CENTRED, RESIDUAL, Batch, Runner, budgets, run_arms
@@ -22,7 +20,8 @@ from sparsight.evaluation.comparison.source import Source, source_of
 from sparsight.evaluation.evaluate import describe, ratio, reconstruction
 from sparsight.evaluation.fvu import Fvu
 from sparsight.evaluation.reading import Predicts, StoredActivations, batches, reported, row_blocks
-from sparsight.evaluation.record import Estimate, estimate
+from sparsight.evaluation.record import Estimate
+from sparsight.evaluation.record_values import Resampling
 from sparsight.evaluation.splice import measure_losses
 from sparsight.evaluation.sums import Frame, frame_of
 from sparsight.models import Site
@@ -101,9 +100,7 @@ def compare_coders(
         DataError: the store lacks the site or the split, or the dictionary was made for another site or model.
         UndefinedMetric: the activations do not vary.
     """
-    names = _checked(dictionary, ks, arms, truth)
-    if search is not None and not set(names) & set(SEARCHING):
-        raise ValueError(f"an approximate search is for {', '.join(SEARCHING)}; none of them is among the arms")
+    names = _checked(dictionary, ks, arms, truth, search)
     source = source_of(
         dictionary,
         store,
@@ -117,7 +114,7 @@ def compare_coders(
         force=force,
     )
     blocks = row_blocks(len(source.part), batch_size, n_tokens)
-    intervals = Intervals(n_resamples, level, seed)
+    intervals = Resampling(n_resamples, level, seed)
     frame, own_l0, runners = _coded(dictionary, source, names, ks, blocks, diagnostic_tokens, seed, search, progress)
     added, no_loss_because = _losses_added(dictionary, runners, model, source, intervals, loss_tokens, progress)
     return Comparison(
@@ -126,7 +123,7 @@ def compare_coders(
         model=source.model_name,
         split=source.split,
         n_tokens=frame.n,
-        n_documents=len(runners[0].documents),
+        n_documents=runners[0].documents.n_documents,
         own_l0=own_l0,
         level=level,
         n_resamples=n_resamples,
@@ -138,26 +135,12 @@ def compare_coders(
     )
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """How intervals are drawn: all with the same documents."""
-
-    n_resamples: int
-    level: float
-    seed: int
-
-    def estimate(self, sums: DocumentSums | Tensor, statistic: Statistic) -> Estimate:
-        """A statistic with its interval, where one exists."""
-        return estimate(sums, statistic, n_resamples=self.n_resamples, level=self.level, seed=self.seed)
-
-    def difference(self, first: Tensor, second: Tensor, statistic: Statistic) -> Estimate:
-        """A statistic of the first sums less that of the second, the same documents drawn for both."""
-        m = first.shape[1]
-        return self.estimate(torch.cat([first, second], dim=1), lambda s: statistic(s[..., :m]) - statistic(s[..., m:]))
-
-
 def _checked(
-    dictionary: AbstractDictionary, ks: Sequence[Level], arms: Sequence[str] | None, truth: SparseCode | None
+    dictionary: AbstractDictionary,
+    ks: Sequence[Level],
+    arms: Sequence[str] | None,
+    truth: SparseCode | None,
+    search: Approximate | None,
 ) -> list[str]:
     """Names of the arms, the encoder first: the others are compared with it; the oracle last, if there is a truth."""
     if dictionary.places:
@@ -177,6 +160,8 @@ def _checked(
     if ORACLE in arms and truth is None:
         raise ValueError("the oracle needs the planted code: pass a tensor of activations and truth=")
     names = list(dict.fromkeys(canonical(name) for name in arms if name != ORACLE))
+    if search is not None and not set(names) & set(SEARCHING):
+        raise ValueError(f"an approximate search is for {', '.join(SEARCHING)}; none of them is among the arms")
     return sorted(names, key=lambda name: name != "encoder") + ([] if truth is None else [ORACLE])
 
 
@@ -259,7 +244,7 @@ def _losses_added(
     runners: Sequence[Runner],
     model: Predicts | None,
     source: Source,
-    intervals: Intervals,
+    intervals: Resampling,
     limit: int | None,
     progress: bool,
 ) -> tuple[list[Estimate | None], str | None]:
@@ -288,7 +273,7 @@ def _added(column: int, clean: int) -> Callable[[Tensor], Tensor]:
     return lambda s: (s[..., column] - s[..., clean]) / s[..., 0]
 
 
-def _differences(runners: Sequence[Runner], intervals: Intervals) -> list[Difference]:
+def _differences(runners: Sequence[Runner], intervals: Resampling) -> list[Difference]:
     """The paired differences that answer a question, wherever both arms are there."""
     by_name = {(runner.arm, runner.k): runner.documents.sums for runner in runners}
     fvu = ratio(RESIDUAL, CENTRED)
@@ -305,7 +290,7 @@ def _differences(runners: Sequence[Runner], intervals: Intervals) -> list[Differ
 def _notes(runners: Sequence[Runner]) -> list[str]:
     """Where "equal L0" is not quite so."""
     notes = []
-    if len(runners[0].documents) < 2:
+    if runners[0].documents.n_documents < 2:
         notes.append("one document only: no interval is possible")
     for k in dict.fromkeys(runner.k for runner in runners):
         l0 = {runner.arm: runner.l0 for runner in runners if runner.k == k and runner.arm != ORACLE}
