@@ -81,8 +81,9 @@ class Reader:
 
     def logits(self, tokens: Tokens, *, edits: dict | None = None) -> Tensor:
         x = self.table[tokens.ids]
-        if edits:
-            x = edits[self.site](x)
+        for site, edit in (edits or {}).items():
+            edited = edit(x)
+            x = edited if site == self.site else x  # the other sites are read by nothing
         return (x.double() @ self.unembed.double()).float()
 
 
