@@ -210,12 +210,13 @@ def mediation_of(
 
 
 def circles_found(shape: GeometryRecord | None) -> tuple[float, ...]:
-    """Periods of all circles that held-out distances speak for: the second where it predicts them better than one."""
-    circles = [f for f in (shape.families if shape is not None else []) if f.family in ("circle", "two circles")]
-    scored = [(f.r2.value, f.periods) for f in circles if f.r2 is not None]
-    if not scored or max(scored)[0] < SHAPELESS:
+    """Periods of all circles that held-out distances speak for: the second where it adds a hundredth to their R²."""
+    circles = {f.family: f for f in (shape.families if shape is not None else []) if f.r2 is not None}
+    one, two = circles.get("circle"), circles.get("two circles")
+    if one is None or one.r2 is None:
         return ()
-    return tuple(max(scored)[1])
+    fuller = two if two is not None and two.r2 is not None and two.r2.value >= one.r2.value + 0.01 else one
+    return tuple(fuller.periods) if fuller.r2 is not None and fuller.r2.value >= SHAPELESS else ()
 
 
 def rotation_of(

@@ -92,7 +92,7 @@ def site_map_figure(r: RepresentationRecord) -> Markup:
     ).format(width, height, r.feature, drawn)
 
 
-def _cell(x: float, y: float, width: float, height: float, s: SiteScore, r: RepresentationRecord) -> Markup:
+def _cell(x: int, y: int, width: int, height: int, s: SiteScore, r: RepresentationRecord) -> Markup:
     tip = f"{r.feature} at {s.site}: {s.accuracy}"
     if s.selectivity is not None:
         tip += f"; control {s.control:.3f}, selectivity {s.selectivity}"
