@@ -32,6 +32,9 @@ HORIZON = 24
 ENOUGH = 0.9
 """Share of the effect that a subspace must carry to count as all of it."""
 
+SMALLEST = 0.02
+"""Least effect, in nats over the continuation, that is worth dividing up; it must be above this beyond its interval."""
+
 _BATCH = 64
 
 
@@ -299,12 +302,12 @@ def mediation(
     Returns:
         The record, and the costs of exchanging the whole activation.
     Raises:
-        UndefinedMetric: exchanging the whole has no effect that is known to be above 0.
+        UndefinedMetric: exchanging the whole has no effect that is known to be above `SMALLEST`.
     """
     pairs = exchange.pairs
     full = exchange.costs(whole)
     whole_effect = effect(full, pairs, resampling)
-    if (whole_effect.low if whole_effect.low is not None else whole_effect.value) <= 0:
+    if (whole_effect.low if whole_effect.low is not None else whole_effect.value) <= SMALLEST:
         raise UndefinedMetric(
             f"exchanging the whole activation with another class costs {whole_effect} nats more than with the same "
             "class: no effect of the feature to divide up"
