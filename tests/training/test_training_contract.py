@@ -111,9 +111,7 @@ def test_batches_of_zeros_and_of_constants_leave_everything_finite(config: Any, 
 
 
 @every_architecture
-@pytest.mark.parametrize(
-    "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_dead_latents_are_revived_and_stay_alive(config: Any, seed: int) -> None:
     """12 of 32 latents are out of reach; after 160 steps at most 2 of all have been silent for twice `dead_after`."""
     settings = Training(n_tokens=160 * 128, batch_size=128, lr=5e-3, seed=seed, revive="resample", decay=0.1)

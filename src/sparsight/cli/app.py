@@ -21,6 +21,7 @@ from sparsight.cli import (
     effects,
     elicit,
     evaluate,
+    features,
     harvest,
     organism,
     shift,
@@ -55,6 +56,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("elicit")(elicit.elicit)
 app.command("steer")(steer.steer)
+app.command("features")(features.features)
 app.command("effects")(effects.effects)
 app.command("convert")(convert.convert)
 app.command("push")(convert.push)

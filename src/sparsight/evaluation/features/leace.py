@@ -87,12 +87,14 @@ class Leace:
         readouts: `u^T W`: linear functions of the activation, one row each, that say how much of each is there.
         correlations: Canonical correlations of activations and labels, largest first, in `(0, 1]`. With classes these
             say how well each further dimension tells them apart.
+        label_readouts: The combination of label columns that each readout is correlated with, one row each.
     """
 
     mean: Float64[Tensor, " d"]
     directions: Float64[Tensor, "d r"]
     readouts: Float64[Tensor, "r d"]
     correlations: Float64[Tensor, " r"]
+    label_readouts: Float64[Tensor, "r c"]
 
     @staticmethod
     def of(x: Float[Tensor, "n d"], labels: Labels) -> "Leace":
@@ -129,12 +131,13 @@ def fit_leace(moments: CrossMoments) -> Leace:
     covariance, cross, own = moments.xx / moments.n, moments.xz / moments.n, moments.zz / moments.n
     whiten, unwhiten = _roots(covariance)
     # In units of the labels' own spread the singular values are canonical correlations.
-    u, correlations, _ = torch.linalg.svd(whiten @ cross @ _roots(own)[0], full_matrices=False)
+    own_root = _roots(own)[0]
+    u, correlations, vh = torch.linalg.svd(whiten @ cross @ own_root, full_matrices=False)
     kept = correlations > 1e-9 * max(1.0, float(correlations.max()))
     if not kept.any():
         raise UndefinedMetric("activations and labels do not covary: there is nothing to erase")
     u = u[:, kept]
-    return Leace(moments.mean_x, unwhiten @ u, u.T @ whiten, correlations[kept])
+    return Leace(moments.mean_x, unwhiten @ u, u.T @ whiten, correlations[kept], vh[kept] @ own_root)
 
 
 @dataclass(frozen=True, eq=False)

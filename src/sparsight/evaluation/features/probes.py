@@ -6,7 +6,7 @@ weigh alike whatever their frequency, and so do their hits (`balanced accuracy`)
 
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsight.errors import UndefinedMetric
 
 
+@runtime_checkable
 class Probe(Protocol):
     """Scores every class at every row; the largest is the probe's answer."""
 
@@ -94,6 +95,35 @@ def difference_in_means(x: Float[Tensor, "n d"], y: Int64[Tensor, " labels"], n_
     return LinearProbe(apart, -apart @ centre - apart.square().sum(dim=1) / 2)
 
 
+def discriminant(
+    x: Float[Tensor, "n d"], y: Int64[Tensor, " labels"], n_classes: int, *, shrinkage: float = 0.01
+) -> LinearProbe:
+    """Fisher's linear discriminant: difference in means, measured in units of the spread within classes.
+
+    `score_c = mean_c S^-1 x - mean_c S^-1 mean_c / 2` with `S` the covariance within classes, pooled over tokens and
+    mixed with `shrinkage` of its mean variance. In closed form, so that a map of many features at many sites is cheap;
+    best for Gaussian classes of one covariance, where it and logistic regression agree.
+
+    Raises:
+        ValueError, UndefinedMetric: as `check_labels`, and where activations do not vary within classes.
+    """
+    counts = check_labels(x, y, n_classes).double()[:, None]
+    x = x.double()
+    means = torch.zeros(n_classes, x.shape[1], dtype=torch.float64).index_add_(0, y, x) / counts
+    centre = means.mean(dim=0)
+    within = x - means[y]
+    covariance = within.T @ within / len(x)
+    floor = covariance.diagonal().mean()
+    if floor <= 0:
+        floor = x.var(dim=0, unbiased=False).mean()  # every class a single point: any metric will do
+        if floor <= 0:
+            raise UndefinedMetric(f"the {len(x)} activations are all equal: nothing can be told from them")
+    covariance = (1 - shrinkage) * covariance + shrinkage * floor * torch.eye(x.shape[1], dtype=torch.float64)
+    apart = means - centre
+    weights = torch.linalg.solve(covariance, apart.T).T
+    return LinearProbe(weights, -weights @ centre - (weights * apart).sum(dim=1) / 2)
+
+
 def logistic(
     x: Float[Tensor, "n d"],
     y: Int64[Tensor, " labels"],
@@ -104,7 +134,8 @@ def logistic(
 ) -> LinearProbe:
     """Multinomial logistic regression on standardised columns, with an L2 penalty.
 
-    Minimises the mean cross-entropy, classes weighing alike, plus `|w|^2 / (2 strength n)`, by scikit-learn's L-BFGS.
+    Minimises the mean cross-entropy, classes weighing alike, plus `|w|^2 / (2 strength n)`, by scikit-learn: Newton's
+    method for two classes, L-BFGS for more.
 
     Args:
         x: Activations.
@@ -120,7 +151,8 @@ def logistic(
 
     check_labels(x, y, n_classes)
     mean, scale = _standard(x)
-    model = LogisticRegression(C=strength, max_iter=max_steps, class_weight="balanced", tol=1e-4)
+    solver = "newton-cholesky" if n_classes == 2 and x.shape[1] <= 1024 else "lbfgs"
+    model = LogisticRegression(C=strength, max_iter=max_steps, class_weight="balanced", tol=1e-4, solver=solver)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(((x.double() - mean) / scale).numpy(), y.numpy())

@@ -1,0 +1,260 @@
+"""What is measured at a feature's home site: kinds of probe, held-out token types, dimensions, shape, interventions."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsight.errors import UndefinedMetric
+from sparsight.evaluation.features.class_means import ClassMeans, Products, shared_between_strata
+from sparsight.evaluation.features.dimension import (
+    DimensionRecord,
+    heldout_correlations,
+    leading,
+    participation_ratio,
+)
+from sparsight.evaluation.features.geometry import SHAPELESS, GeometryRecord, circle_design, geometry
+from sparsight.evaluation.features.labelled import Examples
+from sparsight.evaluation.features.leace import Leace
+from sparsight.evaluation.features.mediation import ENOUGH, Exchange, MediationRecord, StoredTexts, joined, mediation
+from sparsight.evaluation.features.probes import (
+    Probe,
+    control_labels,
+    difference_in_means,
+    discriminant,
+    k_sparse,
+    logistic,
+    mlp,
+    type_folds,
+)
+from sparsight.evaluation.features.report_record import HeldOutTypes, ProbeRecord
+from sparsight.evaluation.features.rotation import Circles, RotationRecord, answers, rotation
+from sparsight.evaluation.features.scores import (
+    Resampling,
+    balanced_accuracy,
+    difference,
+    hits,
+    score,
+    token_identity_answers,
+)
+from sparsight.evaluation.features.site_map import Control
+from sparsight.evaluation.reading import Predicts
+from sparsight.evaluation.record import Estimate
+from sparsight.models import Site
+
+BEYOND_DOUBT = 0.02
+"""An MLP must find at least so much more than logistic regression for a representation to count as non-linear."""
+
+NEURONS = (1, 4, 16)
+
+Sides = tuple[Tensor, Tensor, Tensor]
+"""Activations of the examples to fit on, to choose on and to judge on."""
+
+
+def probes_at(
+    xs: Sides, examples: Examples, control: Control | None, resampling: Resampling, *, seed: int
+) -> tuple[list[ProbeRecord], Estimate]:
+    """Every kind of probe, against control labels where that is cheap; and what the MLP finds beyond the linear one.
+
+    Returns:
+        Records, and accuracy of the MLP minus that of logistic regression.
+    """
+    n, fit, judge = examples.n_classes, examples.fit, examples.judge
+    fitted: list[tuple[str, int | None, Probe, Probe | None, bool]] = []
+    for name, kind in (("difference in means", difference_in_means), ("discriminant", discriminant)):
+        fooled = None if control is None else kind(xs[0], control.fit, n)
+        fitted.append((name, None, kind(xs[0], fit.y, n), fooled, True))
+    linear = logistic(xs[0], fit.y, n)
+    fitted.append(
+        ("logistic", None, linear, None if control is None else logistic(xs[0], control.fit, n), linear.converged)
+    )
+    for k in NEURONS:
+        if k <= xs[0].shape[1]:
+            sparse = k_sparse(xs[0], fit.y, n, k)
+            fitted.append(("k-sparse", k, sparse, None, sparse.probe.converged))
+    network = mlp(xs[0], fit.y, n, seed=seed)
+    fooled_network = None if control is None else mlp(xs[0], control.fit, n, seed=seed)
+    fitted.append(("mlp", None, network, fooled_network, True))
+    records = []
+    for name, width, probe, fooled_probe, converged in fitted:
+        found = score(probe, xs[2], judge, n)
+        selectivity = None
+        if fooled_probe is not None and control is not None:
+            mistaken = fooled_probe.scores(xs[2]).argmax(dim=1)
+            selectivity = difference(found, hits(mistaken, control.judge, judge.document_ids, n), resampling)
+        accuracy = resampling.of(found, balanced_accuracy)
+        records.append(
+            ProbeRecord(probe=name, k=width, accuracy=accuracy, selectivity=selectivity, converged=converged)
+        )
+    beyond = difference(score(network, xs[2], judge, n), score(linear, xs[2], judge, n), resampling)
+    return records, beyond
+
+
+def beyond_token(xs: Sides, examples: Examples, resampling: Resampling) -> Estimate:
+    """Accuracy of the discriminant minus that of one who knows the token and nothing else."""
+    n, fit, judge = examples.n_classes, examples.fit, examples.judge
+    guessed = hits(token_identity_answers(fit, judge, n), judge.y, judge.document_ids, n)
+    return difference(score(discriminant(xs[0], fit.y, n), xs[2], judge, n), guessed, resampling)
+
+
+def heldout_types(xs: Sides, examples: Examples, resampling: Resampling, *, seed: int) -> HeldOutTypes:
+    """A linear probe judged on token types that it was not fitted on, and one for control labels beside it.
+
+    Raises:
+        UndefinedMetric: a class has a single token type, or none on one side.
+    """
+    n, fit, judge = examples.n_classes, examples.fit, examples.judge
+    held = type_folds(torch.cat([fit.token_ids, judge.token_ids]), torch.cat([fit.y, judge.y]), n, seed=seed)
+    seen, unseen = ~held[: len(fit)], held[len(fit) :]
+    if len(torch.unique(judge.y[unseen])) < n:
+        raise UndefinedMetric("a class has no token of a held-out type among the tokens judged on")
+    ids = judge.document_ids[unseen]
+    probe = logistic(xs[0][seen], fit.y[seen], n)
+    found = hits(probe.scores(xs[2][unseen]).argmax(dim=1), judge.y[unseen], ids, n)
+    chance = None
+    try:
+        both = torch.cat([fit.token_ids[seen], judge.token_ids[unseen]])
+        drawn = control_labels(both, torch.cat([fit.y[seen], judge.y[unseen]]), n, seed=seed)
+        fooled = logistic(xs[0][seen], drawn[: int(seen.sum())], n).scores(xs[2][unseen]).argmax(dim=1)
+        chance = resampling.of(hits(fooled, drawn[int(seen.sum()) :], ids, n), balanced_accuracy)
+    except UndefinedMetric:
+        pass  # the draw left a class without a type: the accuracy stands beside one over the classes
+    accuracy = resampling.of(found, balanced_accuracy)
+    return HeldOutTypes(accuracy=accuracy, control=chance, n_types=len(torch.unique(judge.token_ids[unseen])))
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """Class means of the training documents, and their products with other documents' means."""
+
+    means: ClassMeans
+    halves: Products
+    judged: Products
+    held: ClassMeans
+    values: Tensor
+
+    @staticmethod
+    def of(xs: Sides, e: Examples) -> "Arrangement":
+        """From the activations of all examples.
+
+        Raises:
+            UndefinedMetric: no stratum has two classes on both sides.
+        """
+        n, s = e.n_classes, e.n_strata
+        _, y, strata = joined(e)
+        means = ClassMeans.of(torch.cat(xs[:2]), y, strata, n, s)
+        half = ClassMeans.of(xs[0], e.fit.y, e.fit.strata, n, s)
+        halves = Products.of(half, xs[1], e.choose.y, e.choose.strata, e.choose.document_ids)
+        judged = Products.of(means, xs[2], e.judge.y, e.judge.strata, e.judge.document_ids)
+        held = ClassMeans.of(xs[2], e.judge.y, e.judge.strata, n, s)
+        return Arrangement(means, halves, judged, held, torch.tensor(e.kept, dtype=torch.float64))
+
+
+def geometry_of(
+    arrangement: Arrangement, e: Examples, x: Float[Tensor, "n d"], given: str | None, resampling: Resampling
+) -> GeometryRecord:
+    """The shape of the classes, and how much of the variance lies between them."""
+    gram = arrangement.judged.centred_gram(arrangement.judged.whole)
+    variance = x.double().var(dim=0, unbiased=False).sum()
+    return geometry(
+        arrangement.halves,
+        arrangement.judged,
+        e.feature.kind,
+        values=arrangement.values,
+        period=float(len(e.feature.classes)),
+        share_of_variance=float(gram.diagonal().mean() / variance),
+        given=given,
+        shared=shared_between_strata(arrangement.means, arrangement.held),
+        resampling=resampling,
+    )
+
+
+def dimension_of(
+    arrangement: Arrangement | None,
+    xs: Sides,
+    e: Examples,
+    mediated: MediationRecord | None,
+    resampling: Resampling,
+) -> DimensionRecord:
+    """Dimensions by spread, by erasure and by effect."""
+    participation = None
+    if arrangement is not None:
+        try:
+            participation = participation_ratio(arrangement.judged.centred_gram(arrangement.judged.whole))
+        except UndefinedMetric:
+            participation = None
+    _, y, _ = joined(e)
+    correlations = heldout_correlations(Leace.of(torch.cat(xs[:2]), y), xs[2], e.judge, e.n_classes, resampling)
+    rank = None
+    if mediated is not None:
+        rank = next((r.rank for r in mediated.ranks if r.fraction.value >= ENOUGH), None)
+    return DimensionRecord(
+        participation=participation,
+        leace_rank=leading(correlations),
+        correlations=correlations,
+        mediated_rank=rank,
+    )
+
+
+def mediation_of(
+    exchange: Exchange, arrangement: Arrangement, xs: Sides, e: Examples, resampling: Resampling, *, seed: int
+) -> MediationRecord:
+    """Exchange the representation.
+
+    Raises:
+        UndefinedMetric: exchanging the whole activation has no effect.
+    """
+    _, _, strata = joined(e)
+    return mediation(exchange, arrangement.means, torch.cat(xs[:2]), strata, resampling, seed=seed)[0]
+
+
+def circles_found(shape: GeometryRecord | None) -> tuple[float, ...]:
+    """Periods of all circles that held-out distances speak for: the second where it adds a hundredth to their R²."""
+    circles = {f.family: f for f in (shape.families if shape is not None else []) if f.r2 is not None}
+    one, two = circles.get("circle"), circles.get("two circles")
+    if one is None or one.r2 is None:
+        return ()
+    fuller = two if two is not None and two.r2 is not None and two.r2.value >= one.r2.value + 0.01 else one
+    return tuple(fuller.periods) if fuller.r2 is not None and fuller.r2.value >= SHAPELESS else ()
+
+
+def rotation_of(
+    lm: Predicts,
+    texts: StoredTexts,
+    site: Site,
+    xs: Sides,
+    e: Examples,
+    periods: tuple[float, ...],
+    resampling: Resampling,
+    *,
+    seed: int,
+) -> RotationRecord:
+    """Turn the circles that were found.
+
+    Raises:
+        UndefinedMetric: no circle was found, classes are missing, or the answer cannot be read from the next token.
+    """
+    if not periods:
+        raise UndefinedMetric("no circle was found to turn")
+    if e.n_classes < len(e.feature.classes):
+        raise UndefinedMetric("classes are missing, so that some steps have no answer")
+    answer_tokens = answers(texts, e.fit, e.n_classes, e.n_strata)
+    _, y, strata = joined(e)
+    x = torch.cat(xs[:2])
+    circles = Circles.of(x, y.double(), strata, e.n_strata, periods)
+    random = circles.at_random(x, torch.Generator().manual_seed(seed + 1))
+    return rotation(lm, texts, site, circles, e.judge, answer_tokens, random, resampling, seed=seed)
+
+
+def circle_points(arrangement: Arrangement, e: Examples, period: float) -> list[tuple[str, float, float]]:
+    """Held-out class means of each stratum in the plane of its circle: name, cosine, sine, in units of the radius."""
+    design = circle_design(arrangement.values, period)
+    design = design - design.mean(dim=0)
+    points = []
+    for means, held in zip(arrangement.means.means, arrangement.held.means, strict=True):
+        effects = torch.linalg.lstsq(design, means, driver="gelsd").solution
+        where = held @ torch.linalg.pinv(effects)
+        for c, (x, y) in enumerate(where.tolist()):
+            points.append((e.feature.classes[e.kept[c]], x, y))
+    return points
