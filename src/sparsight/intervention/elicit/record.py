@@ -105,7 +105,7 @@ class Elicited(Record):
             atom = f"{v.atoms[0].name} {v.atoms[0].cosine:+.2f}" if v.atoms else ""
             known = f"{v.known[0].name} {v.known[0].cosine:+.2f}" if v.known else ""
             numbers = f"{v.objective:.3g}", f"{v.random:.3g}", f"{v.kl:.2f}", f"{v.same:.0%}"
-            table.add_row(str(v.number), str(v.cluster), *numbers, atom, known, v.completions[0][:60])
+            table.add_row(str(v.number), str(v.cluster), *numbers, atom, known, v.completions[0][:36])
         return rendered(table, f"unperturbed: {self.unperturbed[0][:90]}", width=150)
 
 

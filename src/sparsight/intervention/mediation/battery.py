@@ -78,14 +78,15 @@ class Mediation(Record):
         from sparsight.evaluation.tables import rendered, titled
 
         title = f"{self.direction}, rank {self.rank}, {self.n_pairs} pairs: {self.verdict}"
-        table = titled(title, "test", "value", "95 %", "control", "", "what it is")
+        table = titled(title, "test", "value", "95 %", "control", "passed")
         for t in self.tests:
             ends = "" if t.low is None else f"{t.low:.3f} to {t.high:.3f}"
             control = "" if t.control is None else f"{t.control:.3f}"
             said = "" if t.passed is None else "yes" if t.passed else "NO"
-            table.add_row(t.name, f"{t.value:.3f}", ends, control, said, t.meaning)
+            table.add_row(t.name, f"{t.value:.3f}", ends, control, said)
         grown = ", ".join(f"{self.rank + i}: {value:.2f}" for i, value in enumerate(self.dimensions))
-        return rendered(table, f"mediated fraction by dimension: {grown}", width=150)
+        meanings = [f"{t.name}: {t.meaning}" for t in self.tests]
+        return rendered(table, f"mediated fraction by dimension: {grown}", *meanings)
 
 
 def mediation(
