@@ -35,17 +35,17 @@ def dictionaries(lm: LanguageModel) -> dict[Site, AbstractDictionary]:
     return made
 
 
-def test_smooth_paths_account_for_everything(lm: LanguageModel, dictionaries: dict[Site, AbstractDictionary]):
+@pytest.mark.parametrize("error", ["kept", "dropped"])
+def test_effects_account_for_everything(lm: LanguageModel, dictionaries: dict[Site, AbstractDictionary], error: str):
     clean, corrupted = lm.tokenize("the lazy nurse said that"), lm.tokenize("the lazy pilot said that")
     answers = lm.tokenize("she he").ids[0]
     metric = logit_difference(clean, answers[-2:-1], answers[-1:])
+    settings = {"steps": 64, "rule": "gauss"} if error == "kept" else {"steps": 4, "error": "dropped"}
     with KeepFloat64():
-        found = latent_effects(
-            lm, dictionaries, clean, corrupted, metric, at=SITES[:1], batch_size=64, steps=64, rule="gauss"
-        )
+        found = latent_effects(lm, dictionaries, clean, corrupted, metric, at=SITES[:1], batch_size=64, **settings)
     assert float(found.total.abs()) > 0.01
     assert float(found.completeness.abs()) < 1e-8
-    assert found.regime == "smooth path"
+    assert found.regime == ("smooth path" if error == "kept" else "gated path")
 
 
 def test_gradients_through_a_splice_are_finite_differences(
