@@ -240,7 +240,10 @@ def _crossings(field: Field, flips: Cuts) -> tuple[dict[Site, Tensor], Float[Ten
     Of everything that differs between the two sides of a flip the earliest site's latents caused the rest.
     """
     m = len(flips)
-    both, alphas = torch.cat([flips.rows, flips.rows]), torch.cat([flips.begins, flips.ends])
+    both = torch.cat([flips.rows, flips.rows])
+    # A little further apart than they were found: rounding differs from batch to batch, and could hide the flip.
+    apart = 64 * (flips.ends - flips.begins)
+    alphas = torch.cat([flips.begins - apart, flips.ends + apart])
     with torch.enable_grad():
         leaves = {site: place.requires_grad_() for site, place in field.places(both, alphas).items()}
         edits, splice = field.edits(both, leaves)

@@ -54,7 +54,11 @@ def run(work: Work) -> Findings:
             "that judge know what every word means, as a careful reader would. A language model as judge is built and "
             "tested against a stub, not measured here.",
             "Dictionaries are trained once; seeds draw other texts, classifiers and random latents.",
-            "The judge's rules were fixed on English biographies read at the embeddings, with other seeds.",
+            "The judge's rules were fixed on English biographies read at the embeddings, with other seeds. The number "
+            "judged was raised from 60 to 400 after a first run of seed 0, in which all of the 60 were gender's and "
+            "removing them left the worst group at 0.00.",
+            "The texts have no noise: gender separates the classes perfectly, so that a classifier fitted anew finds "
+            "any trace of it that errors or latents not judged still carry.",
         ],
         notes=[f"Readings left open, seed 0: {'; '.join(seeds[0]['examples'])}."] if seeds[0]["examples"] else [],
     )
