@@ -162,7 +162,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, stream: type, batch: int) -> N
     monkeypatch.setattr(stream, "__next__", reads)
 
 
-@pytest.mark.parametrize("n_sites", [1, 2])
+@pytest.mark.parametrize("n_sites", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_runs_that_start_latents_anew_resume_to_the_same_bits(
     n_sites: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,7 @@ def test_latents_out_of_reach_come_back_through_the_auxiliary_loss_and_only_thro
     with torch.no_grad():
         trained.dictionary.b_enc[:12] = -3.0
     fired = torch.zeros(12, dtype=torch.bool)
-    for step in range(250):
+    for step in range(400):  # a quarter of the dead learns in each token; over four seeds the last came back before 400
         fired |= trained.step(x[128 * (step % 8) :][:128], 0.01, 1.0).fired[:12]
     assert int(fired.sum()) >= revived if aux else int(fired.sum()) == 0
 
