@@ -1,6 +1,7 @@
 """Each early warning is given where it is planted, and only there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,10 @@ def test_a_resumed_run_does_not_warn_again(tmp_path: Path, monkeypatch: pytest.M
     [run] = train(data(), [config], Training(**{**SETTINGS.__dict__, "checkpoint_every": 7}), out=tmp_path, resume=True)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "warnings" in line] == [1]
+
+
+def test_resampling_that_never_comes_is_named_and_the_auxiliary_loss_is_not(tmp_path: Path) -> None:
+    config = TopK(32, 4, dead_after=10_000, k_aux=33)
+    [said] = warnings_of(data(), config, tmp_path, replace(SETTINGS, revive="resample"))
+    assert "none is resampled; lower dead_after" in said
+    assert "auxiliary" not in said

@@ -17,6 +17,7 @@ from sparsight.training.settings import Training
 
 FOLDERS = {
     "data": ["topk-64-k2", "jumprelu-16-target3", "gated-16-l1_0.05", "pursuit-16-k3"],
+    "sites": ["transcoder-24-k3-skip", "crosscoder-24-k3"],
     "latents": ["topk-64-k2"],
 }
 

@@ -29,7 +29,7 @@ def early_warnings(
     """
     found = _unreachable(member)
     if step <= EARLY:
-        found += _firing(member, objective) + _window(member, x) + _auxiliary(member, training)
+        found += _firing(member, objective) + _window(member, x) + _revival(member, training)
         found += _concentration(x) + _drift(x, max(1, len(member.dictionary.places)))
     return found
 
@@ -65,18 +65,21 @@ def _window(member: Member, x: Tensor) -> list[str]:
     ]
 
 
-def _auxiliary(member: Member, training: Training) -> list[str]:
-    """A clock that never rings, or that rings for everything."""
+def _revival(member: Member, training: Training) -> list[str]:
+    """A clock that never rings, or that rings for everything; an auxiliary loss that is off or cannot be as asked."""
     config, found = member.config, []
-    if getattr(config, "aux", 0) <= 0 and training.revive == "aux":
+    resampled = training.revive == "resample"
+    if getattr(config, "aux", 0) <= 0 and not resampled:
         dead = float(member.dead.float().mean())
         if hasattr(config, "aux") and dead > 0.5:
             found.append(f"{dead:.0%} of the latents are dead and aux=0 revives none; set aux, e.g. to 1/32")
         return found
     if config.dead_after >= training.n_tokens:
+        never = "none is resampled" if resampled else "the auxiliary loss never acts"
+        remedy = 'or choose revive="aux" with aux=0' if resampled else "or set aux=0"
         found.append(
             f"dead_after={config.dead_after} tokens is not shorter than the run of {training.n_tokens}, so no latent "
-            "is ever counted dead and the auxiliary loss never acts; lower dead_after or set aux=0"
+            f"is ever counted dead and {never}; lower dead_after {remedy}"
         )
     if config.dead_after <= training.batch_size:
         found.append(
@@ -84,7 +87,7 @@ def _auxiliary(member: Member, training: Training) -> list[str]:
             "that is silent in one batch counts as dead; raise dead_after"
         )
     k_aux = getattr(config, "k_aux", None)
-    if k_aux is not None and k_aux > member.dictionary.n_latents:
+    if k_aux is not None and k_aux > member.dictionary.n_latents and not resampled:
         found.append(
             f"k_aux={k_aux} exceeds the {member.dictionary.n_latents} latents there are; all dead ones are used"
         )
