@@ -8,9 +8,12 @@ import torch
 from planted_features import PlantedStore, Reader, directions, documents
 
 from sparsight.dictionaries import TopK
-from sparsight.errors import DataError
+from sparsight.errors import DataError, UndefinedMetric
 from sparsight.evaluation.features import FeatureReport, Meaning, read_labels, report
+from sparsight.evaluation.features.labelled import Documents, labelled_features
 from sparsight.evaluation.features.mediation import Exchange, StoredTexts, along, pairs_of, whole
+from sparsight.evaluation.features.scores import Resampling
+from sparsight.evaluation.features.within import linear_within
 from sparsight.models import Site
 
 D, N, HOME = 16, 1500, Site.parse("0.resid_post")
@@ -112,6 +115,29 @@ def test_exclusive_or_is_told_by_the_mlp_and_by_no_linear_probe(found):
     assert of(found, "day").linear
 
 
+def test_exclusive_or_is_linear_within_each_class_of_one_of_its_bits(found):
+    """The store labels one bit; within either of its classes the exclusive or is the other bit, up to its sign."""
+    w = of(found, "either").within
+    assert w.given == "one"
+    assert w.pooled.value < 0.65
+    assert w.within.value > 0.98
+    assert w.gain.low > 0.3
+    assert abs(w.nonlinearity.value) < 0.02
+    assert of(found, "one").within is None
+
+
+def test_a_feature_that_tells_the_class_itself_is_no_way_to_be_linear():
+    """Within the classes of a copy of the labels there is one class only: nothing is fitted, and nothing is won."""
+    store, _, _ = planted()
+    labels = store.labels(slice(0, N))
+    features = labelled_features(store, {"either": labels["either"], "copy": labels["either"]}, MEANINGS)
+    found = linear_within(store, HOME, features[0], features[1:], Documents.of(store), Resampling(20), seed=1)
+    assert found.given == "copy"
+    assert found.within == found.pooled
+    with pytest.raises(UndefinedMetric, match="none to look within"):
+        linear_within(store, HOME, features[0], features[:1], Documents.of(store), Resampling(20))
+
+
 def test_days_are_a_circle_of_two_dimensions(found):
     r = of(found, "day")
     assert (r.geometry.family, r.geometry.periods) == ("circle", [7.0])
@@ -133,6 +159,9 @@ def test_the_plane_of_the_circle_mediates_and_turning_it_turns_the_answer(found)
     assert r.rotation.moved.value > 0.98
     assert r.rotation.unmoved == 1
     assert r.rotation.random < 0.4
+    # Seven days in another order are on no circle: turning one fitted to it moves no answer in that order.
+    assert r.rotation.shuffled < 0.5
+    assert r.rotation.by_circles[0] > 0.98
     # The bit is decodable and the model does not read it: no effect to divide up.
     assert of(found, "one").mediation is None
     assert "no effect of the feature" in of(found, "one").not_measured["mediation"]

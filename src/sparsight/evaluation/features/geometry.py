@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.features.class_means import Products
 from sparsight.evaluation.features.labelled import Kind
+from sparsight.evaluation.features.moves import Places
 from sparsight.evaluation.features.scores import Resampling
 from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.record import Estimate
@@ -27,6 +28,9 @@ MARGIN = 0.05
 
 SHAPELESS = 0.2
 """Distances less predictable than this have no shape that we know."""
+
+ADDS = 0.01
+"""What one more circle must add to the R² of the distances to be counted."""
 
 MIN_CLASSES = 4
 """With fewer, there are as many parameters as distances."""
@@ -154,33 +158,63 @@ def _shapes(train: Products, kind: Kind, values: Float64[Tensor, " c"], period: 
         line = (values[:, None] - values[None, :]).square()
         shapes.append(Shape("line", line[..., None], values[:, None]))
 
-        def with_circle(name: str, before: Shape | None) -> Shape:
-            taken = () if before is None else before.periods
-            best, best_r2 = None, -np.inf
-            for t in candidate_periods(kind, c, period):
-                if t in taken:
-                    continue
-                columns = circle_columns(values, t)[..., None]
-                design = circle_design(values, t)
-                if before is not None and before.design is not None:
-                    columns = torch.cat([before.columns, columns], dim=-1)
-                    design = torch.cat([before.design, design], dim=1)
-                shape = Shape(name, columns, design, (*taken, t))
-                r2 = _r2(squared, fitted(shape.columns, squared, weights), weights).item()
-                if r2 > best_r2 + 1e-9:
-                    best, best_r2 = shape, r2
-            assert best is not None
-            return best
-
-        circle = with_circle("circle", None)
+        periods = candidate_periods(kind, c, period)
+        circle = _with_circle("circle", None, train, values, periods)
+        assert circle is not None
         shapes.append(circle)
-        if kind == "ordinal":
-            shapes.append(with_circle("helix", shapes[1]))
-        elif len(candidate_periods(kind, c, period)) > 1:
-            shapes.append(with_circle("two circles", circle))
+        more = "helix" if kind == "ordinal" else "two circles"
+        richer = _with_circle(more, shapes[1] if kind == "ordinal" else circle, train, values, periods)
+        shapes += [] if richer is None else [richer]
     if c >= MIN_CLASSES:
         shapes.append(Shape("tree", tree_columns(squared, weights), None))
     return shapes
+
+
+def _with_circle(
+    name: str, before: Shape | None, train: Products, values: Float64[Tensor, " c"], periods: list[float]
+) -> Shape | None:
+    """A shape and one more circle, of the period that fits best; None where every period is taken."""
+    taken = () if before is None else before.periods
+    best, best_r2 = None, -np.inf
+    for t in periods:
+        if t in taken:
+            continue
+        columns = circle_columns(values, t)[..., None]
+        design = circle_design(values, t)
+        if before is not None and before.design is not None:
+            columns = torch.cat([before.columns, columns], dim=-1)
+            design = torch.cat([before.design, design], dim=1)
+        shape = Shape(name, columns, design, (*taken, t))
+        r2 = _fit(shape, train)
+        if r2 > best_r2 + 1e-9:
+            best, best_r2 = shape, r2
+    return best
+
+
+def _fit(shape: Shape, train: Products) -> float:
+    squared, weights = train.distances(train.whole), train.pair_weights
+    return _r2(squared, fitted(shape.columns, squared, weights), weights).item()
+
+
+def circles_of(train: Products, values: Float64[Tensor, " c"], period: float) -> tuple[float, ...]:
+    """Periods of all circles that training distances speak for, the strongest first; none where one explains little.
+
+    Harmonics are added as long as each adds a hundredth to the R² of the distances.
+
+    Args:
+        train: Products of means of two halves of the training documents.
+        values: Place of each class in the order.
+        period: Classes after which the feature begins anew.
+    """
+    periods = candidate_periods("cyclic", train.n_classes, period)
+    shape = _with_circle("circles", None, train, values, periods)
+    if shape is None or _fit(shape, train) < SHAPELESS:
+        return ()
+    while True:
+        richer = _with_circle("circles", shape, train, values, periods)
+        if richer is None or _fit(richer, train) < _fit(shape, train) + ADDS:
+            return shape.periods
+        shape = richer
 
 
 def _direction(train: Products) -> Shape:
@@ -195,6 +229,12 @@ def tree_columns(squared: Float64[Tensor, "c c"], weights: Float64[Tensor, "c c"
 
     Average linkage of the distances; branches to single classes come too, the root's two count as one.
     """
+    columns = [(clade[:, None] != clade[None, :]).double() for clade in _clades(squared, weights)]
+    return torch.stack(columns, dim=-1)
+
+
+def _clades(squared: Float64[Tensor, "c c"], weights: Float64[Tensor, "c c"]) -> list[Bool[Tensor, " c"]]:
+    """Classes below each branch: single classes, then what was joined, the nearest first; not the root."""
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
@@ -206,8 +246,35 @@ def tree_columns(squared: Float64[Tensor, "c c"], weights: Float64[Tensor, "c c"
     clades = [torch.eye(c, dtype=torch.bool)[i] for i in range(c)]
     for first, second, _, _ in merges[:-1]:
         clades.append(clades[int(first)] | clades[int(second)])
-    columns = [(clade[:, None] != clade[None, :]).double() for clade in clades]
-    return torch.stack(columns, dim=-1)
+    return clades
+
+
+def places_of(family: str, train: Products, values: Float64[Tensor, " c"]) -> Places:
+    """Where the classes lie on the shape that was found, and what moving them along it must change.
+
+    On a direction or a line: the axis, and the class. In a tree: the branches that hold several classes, and the main
+    branch. In all else (a simplex, circles of an ordered feature, too few classes for a shape): all means, the class.
+
+    Args:
+        family: Name of the shape.
+        train: Products of means of two halves of the training documents.
+        values: Place of each class in the order.
+    """
+    c = train.n_classes
+    own = torch.arange(c)
+    if family == "direction":
+        place = _direction(train).design
+        assert place is not None
+        return Places(family, place, own)
+    if family == "line":
+        return Places(family, values[:, None], own)
+    if family == "tree":
+        clades = _clades(train.distances(train.whole), train.pair_weights)
+        joined = [clade for clade in clades if int(clade.sum()) > 1]
+        # The root's two branches are complements; one of them may be a single class.
+        largest = max(joined, key=lambda clade: int(clade.sum())) if joined else clades[0]
+        return Places(family, torch.stack(joined or clades, dim=1).double(), largest.long())
+    return Places("class means", torch.eye(c, dtype=torch.float64), own)
 
 
 def fitted(

@@ -14,10 +14,18 @@ from sparsight.evaluation.features.dimension import (
     leading,
     participation_ratio,
 )
-from sparsight.evaluation.features.geometry import SHAPELESS, GeometryRecord, circle_design, geometry
-from sparsight.evaluation.features.labelled import Examples
+from sparsight.evaluation.features.geometry import (
+    GeometryRecord,
+    candidate_periods,
+    circle_design,
+    circles_of,
+    geometry,
+    places_of,
+)
+from sparsight.evaluation.features.labelled import Documents, Examples, Labelled, examples_of
 from sparsight.evaluation.features.leace import Leace
 from sparsight.evaluation.features.mediation import ENOUGH, Exchange, MediationRecord, StoredTexts, joined, mediation
+from sparsight.evaluation.features.moves import MoveRecord, Places, Speakers, moves, next_tokens
 from sparsight.evaluation.features.probes import (
     Probe,
     control_labels,
@@ -29,7 +37,7 @@ from sparsight.evaluation.features.probes import (
     type_folds,
 )
 from sparsight.evaluation.features.report_record import HeldOutTypes, ProbeRecord
-from sparsight.evaluation.features.rotation import Circles, RotationRecord, answers, rotation
+from sparsight.evaluation.features.rotation import N_PROMPTS, Prompts, RotationRecord, answers, rotation
 from sparsight.evaluation.features.scores import (
     Resampling,
     balanced_accuracy,
@@ -39,7 +47,8 @@ from sparsight.evaluation.features.scores import (
     token_identity_answers,
 )
 from sparsight.evaluation.features.site_map import Control
-from sparsight.evaluation.reading import Predicts
+from sparsight.evaluation.features.within import SIZES
+from sparsight.evaluation.reading import Predicts, StoredActivations
 from sparsight.evaluation.record import Estimate
 from sparsight.models import Site
 
@@ -209,42 +218,88 @@ def mediation_of(
     return mediation(exchange, arrangement.means, torch.cat(xs[:2]), strata, resampling, seed=seed)[0]
 
 
-def circles_found(shape: GeometryRecord | None) -> tuple[float, ...]:
-    """Periods of all circles that held-out distances speak for: the second where it adds a hundredth to their R²."""
-    circles = {f.family: f for f in (shape.families if shape is not None else []) if f.r2 is not None}
-    one, two = circles.get("circle"), circles.get("two circles")
-    if one is None or one.r2 is None:
-        return ()
-    fuller = two if two is not None and two.r2 is not None and two.r2.value >= one.r2.value + 0.01 else one
-    return tuple(fuller.periods) if fuller.r2 is not None and fuller.r2.value >= SHAPELESS else ()
+def moves_of(
+    lm: Predicts,
+    texts: StoredTexts,
+    site: Site,
+    arrangement: Arrangement,
+    family: str,
+    e: Examples,
+    resampling: Resampling,
+    *,
+    seed: int,
+) -> MoveRecord:
+    """Move the class along its shape.
+
+    Raises:
+        UndefinedMetric: means do not differ, or the next token does not tell the class.
+    """
+    if family == "none":
+        raise UndefinedMetric("the means of the classes do not differ: there is nothing to move along")
+    places = places_of(family, arrangement.halves, arrangement.values)
+    return moves(lm, _speakers(texts, e, seed), site, arrangement.means, places, resampling, seed=seed)
+
+
+def moves_within(
+    lm: Predicts,
+    texts: StoredTexts,
+    store: StoredActivations,
+    site: Site,
+    feature: Labelled,
+    given: Labelled,
+    documents: Documents,
+    resampling: Resampling,
+    *,
+    seed: int,
+) -> MoveRecord:
+    """Move the class by the class means of each class of another feature.
+
+    Raises:
+        UndefinedMetric: the next token does not tell the class.
+    """
+    e = examples_of(feature, documents, given=given, sizes=SIZES, seed=seed)
+    rows, y, strata = joined(e)
+    means = ClassMeans.of(store.rows(site, rows), y, strata, e.n_classes, e.n_strata)
+    own = torch.arange(e.n_classes)
+    places = Places("class means", torch.eye(e.n_classes, dtype=torch.float64), own)
+    return moves(lm, _speakers(texts, e, seed), site, means, places, resampling, seed=seed)
+
+
+def _speakers(texts: StoredTexts, e: Examples, seed: int) -> Speakers:
+    number = torch.full((len(e.feature.classes) + 1,), -1)  # the last is that of tokens without a class
+    number[list(e.kept)] = torch.arange(e.n_classes)
+    told = next_tokens(texts, e.fit, e.n_classes, e.n_strata)
+    return Speakers.of(texts, e.judge, number[e.feature.labels], told, seed=seed)
 
 
 def rotation_of(
     lm: Predicts,
     texts: StoredTexts,
     site: Site,
+    arrangement: Arrangement,
     xs: Sides,
     e: Examples,
-    periods: tuple[float, ...],
     resampling: Resampling,
     *,
     seed: int,
 ) -> RotationRecord:
-    """Turn the circles that were found.
+    """Turn the circles that training documents speak for.
 
     Raises:
         UndefinedMetric: no circle was found, classes are missing, or the answer cannot be read from the next token.
     """
+    n = float(len(e.feature.classes))
+    periods = circles_of(arrangement.halves, arrangement.values, n)
     if not periods:
         raise UndefinedMetric("no circle was found to turn")
     if e.n_classes < len(e.feature.classes):
         raise UndefinedMetric("classes are missing, so that some steps have no answer")
-    answer_tokens = answers(texts, e.fit, e.n_classes, e.n_strata)
+    prompts = Prompts.of(texts, e.judge, answers(texts, e.fit, e.n_classes, e.n_strata), N_PROMPTS, seed)
     _, y, strata = joined(e)
-    x = torch.cat(xs[:2])
-    circles = Circles.of(x, y.double(), strata, e.n_strata, periods)
-    random = circles.at_random(x, torch.Generator().manual_seed(seed + 1))
-    return rotation(lm, texts, site, circles, e.judge, answer_tokens, random, resampling, seed=seed)
+    harmonics = candidate_periods("cyclic", e.n_classes, n)
+    return rotation(
+        lm, prompts, site, torch.cat(xs[:2]), y, strata, periods, resampling, harmonics=harmonics, seed=seed + 1
+    )
 
 
 def circle_points(arrangement: Arrangement, e: Examples, period: float) -> list[tuple[str, float, float]]:

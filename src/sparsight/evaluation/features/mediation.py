@@ -82,6 +82,7 @@ class StoredTexts:
         self.special: list[Tensor] = []
         self.context = torch.full((len(store),), -1)
         self.place = torch.full((len(store),), -1)
+        self.rows: list[Tensor] = []
         for batch in store.context_batches(256):
             for i in range(len(batch.tokens)):
                 length = int(batch.tokens.mask[i].sum())
@@ -89,8 +90,10 @@ class StoredTexts:
                 stored = rows >= 0
                 self.context[rows[stored]] = len(self.ids)
                 self.place[rows[stored]] = stored.nonzero()[:, 0]
+                self.rows.append(rows[stored])
                 self.ids.append(batch.tokens.ids[i, :length])
                 self.special.append(batch.tokens.special[i, :length])
+        self.n_tokens = 1 + max((int(ids.max()) for ids in self.ids), default=0)
 
     def cut(self, rows: Int64[Tensor, " m"], after: int) -> tuple[Tokens, Int64[Tensor, " m"]]:
         """The rows' texts up to `after` tokens behind them, and the rows' places in these."""
@@ -99,6 +102,11 @@ class StoredTexts:
         ids = [self.ids[c][s].tolist() for c, s in zip(self.context[rows].tolist(), cut, strict=True)]
         special = [self.special[c][s].tolist() for c, s in zip(self.context[rows].tolist(), cut, strict=True)]
         return Tokens.pad(ids, special, 0), places
+
+    def rows_up_to(self, row: int) -> Int64[Tensor, " k"]:
+        """Rows of the same text, from its first to this one."""
+        mine = self.rows[int(self.context[row])]
+        return mine[self.place[mine] <= self.place[row]]
 
     def next_token(self, rows: Int64[Tensor, " m"]) -> Int64[Tensor, " m"]:
         """The token after each row; -1 where the text ends."""

@@ -148,6 +148,12 @@ def _representation(report: FeatureReport, r: RepresentationRecord) -> Markup:
         "dimensions": f"{'-' if d.participation is None else f'{d.participation:.2f}'} by spread, {d.leace_rank} by "
         f"erasure, {'-' if d.mediated_rank is None else d.mediated_rank} carry 90 % of the effect",
     }
+    if r.within is not None:
+        w = r.within
+        said["linear within"] = (
+            f"each {w.given}: {w.within}, one linear probe for all {w.pooled}, MLP {w.mlp}; "
+            f"the MLP adds {w.nonlinearity}"
+        )
     if r.heldout_types is not None:
         said["token types never seen"] = f"{r.heldout_types.accuracy} of {r.heldout_types.n_types} types"
     if g is not None:
@@ -163,8 +169,16 @@ def _representation(report: FeatureReport, r: RepresentationRecord) -> Markup:
         )
     if t is not None:
         said["turned"] = (
-            f"{t.moved} of answers move as many steps ({t.n_prompts} prompts); random planes {t.random:.3f}"
+            f"{t.moved} of answers move as many steps ({t.n_prompts} prompts, circles of "
+            f"{', '.join(f'{p:g}' for p in t.periods)}); random planes {t.random:.3f}; circles of another order, "
+            f"in that order, {t.shuffled:.3f}; with 1, 2, ... circles {', '.join(f'{v:.2f}' for v in t.by_circles)}"
         )
+    for name, moved in (("moved", r.moves), ("moved within", r.moves_within)):
+        if moved is not None:
+            said[name] = (
+                f"{moved.moved} of next tokens speak of the class moved to along {moved.rank} directions "
+                f"({moved.family}, {moved.n_prompts} texts); all means {moved.by_means:.3f}, random {moved.random:.3f}"
+            )
     said |= {f"no {name}": why for name, why in r.not_measured.items()}
     drawn = _pairs(said) + site_map_figure(r)
     if r.feature in report.points and g is not None:

@@ -5,7 +5,9 @@ from typing import Literal
 from sparsight.evaluation.features.dimension import DimensionRecord
 from sparsight.evaluation.features.geometry import GeometryRecord
 from sparsight.evaluation.features.mediation import MediationRecord
+from sparsight.evaluation.features.moves import MoveRecord
 from sparsight.evaluation.features.rotation import RotationRecord
+from sparsight.evaluation.features.within import WithinRecord
 from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.record import Estimate
 
@@ -100,8 +102,10 @@ class RepresentationRecord(Record):
         heldout_types: Null with a reason in `not_measured`.
         nonlinearity: Accuracy of the MLP minus that of logistic regression.
         linear: Whether the MLP finds no more than 0.02 beyond doubt.
+        within: Where it does: whether the feature is linear within the classes of another one.
         dimension, geometry: Of the representation.
-        mediation, rotation: By intervention; null with a reason in `not_measured`.
+        mediation, rotation, moves: By intervention; null with a reason in `not_measured`.
+        moves_within: By the class means of each class of `within.given`.
         not_measured: Why something has no value.
     """
 
@@ -115,10 +119,13 @@ class RepresentationRecord(Record):
     heldout_types: HeldOutTypes | None
     nonlinearity: Estimate | None
     linear: bool | None
+    within: WithinRecord | None
     dimension: DimensionRecord
     geometry: GeometryRecord | None
     mediation: MediationRecord | None
     rotation: RotationRecord | None
+    moves: MoveRecord | None
+    moves_within: MoveRecord | None
     not_measured: dict[str, str]
 
 

@@ -11,7 +11,16 @@ def report_table(report: FeatureReport) -> str:
         f"{report.n_documents:,} documents; balanced accuracy on held-out documents"
     )
     where = titled(
-        title, "feature", "token alone", "represented", "home", "accuracy", "control", "unseen types", "MLP adds"
+        title,
+        "feature",
+        "token alone",
+        "represented",
+        "home",
+        "accuracy",
+        "control",
+        "unseen types",
+        "MLP adds",
+        "within",
     )
     kinds = {f.name: f for f in report.features}
     for r in report.representations:
@@ -25,6 +34,7 @@ def report_table(report: FeatureReport) -> str:
             _number(here.control),
             _number(None if r.heldout_types is None else r.heldout_types.accuracy.value),
             _number(None if r.nonlinearity is None else r.nonlinearity.value),
+            "" if r.within is None else f"{r.within.nonlinearity.value:.3f} in each {r.within.given}",
         )
     how = titled(
         "How: dimensions by spread, by erasure, by effect; shape; mediated fraction of one token's exchange",
@@ -36,7 +46,7 @@ def report_table(report: FeatureReport) -> str:
         "R²",
         "mediated",
         "random",
-        "turned",
+        "turned, moved",
         "at random",
     )
     for r in report.representations:
@@ -70,7 +80,7 @@ def home_score(r: RepresentationRecord) -> SiteScore:
 
 
 def _how(r: RepresentationRecord) -> list[str]:
-    d, g, m, t = r.dimension, r.geometry, r.mediation, r.rotation
+    d, g, m, t = r.dimension, r.geometry, r.mediation, r.rotation or r.moves_within or r.moves
     shape, r2 = "", ""
     if g is not None:
         periods = f" of {', '.join(f'{p:g}' for p in g.periods)}" if g.periods else ""

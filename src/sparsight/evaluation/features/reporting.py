@@ -24,6 +24,7 @@ from sparsight.evaluation.features.report_record import (
 )
 from sparsight.evaluation.features.scores import Resampling, balanced_accuracy, hits, token_identity_answers
 from sparsight.evaluation.features.site_map import Control, control_or_none, home_of, site_maps
+from sparsight.evaluation.features.within import linear_within
 from sparsight.evaluation.reading import Predicts, StoredActivations, check_model, reported, site_for
 from sparsight.evaluation.record import Estimate
 from sparsight.models import Site
@@ -88,7 +89,7 @@ def report(
     examples, left_out = _examples(features, fixed, documents, sizes, seed)
     controls = [control_or_none(e, seed) for e in examples]
     maps = site_maps(store, chosen, examples, controls, resampling, progress=progress)
-    measure = _Measure(lm, store, features, resampling, seed)
+    measure = _Measure(lm, store, features, documents, resampling, seed)
     found: list[_Found] = []
     with reported("features", len(examples), shown=progress) as advance:
         for e, control, scores in zip(examples, controls, maps, strict=True):
@@ -130,9 +131,16 @@ class _Measure:
     """A store, a model and how to resample: what measuring one feature needs besides its examples."""
 
     def __init__(
-        self, lm: Predicts | None, store: StoredActivations, features: list[Labelled], resampling: Resampling, seed: int
+        self,
+        lm: Predicts | None,
+        store: StoredActivations,
+        features: list[Labelled],
+        documents: Documents,
+        resampling: Resampling,
+        seed: int,
     ) -> None:
-        self.lm, self.store, self.features, self.resampling, self.seed = lm, store, features, resampling, seed
+        self.lm, self.store, self.features, self.documents = lm, store, features, documents
+        self.resampling, self.seed = resampling, seed
         self.no_effects = ""
         if lm is None:
             self.no_effects = "no model was given"
@@ -160,7 +168,7 @@ class _Measure:
             within = given if e.n_strata > 1 else None
             shape = at_home.geometry_of(arrangement, e, xs[2], within, self.resampling)
         pairs = self._pairs(e, missing)
-        mediated = turned = None
+        mediated = turned = moved = None
         if pairs is not None and arrangement is not None and self.lm is not None and self.texts is not None:
             exchange = Exchange(self.lm, self.store, self.texts, Site.parse(home), pairs)
             mediated = _or_reason(
@@ -174,8 +182,11 @@ class _Measure:
                 self.resampling,
                 seed=self.seed,
             )
-            turned = self._rotation(missing, Site.parse(home), xs, e, shape)
+            turned = self._rotation(missing, Site.parse(home), xs, e, arrangement)
+            moved = self._moves(missing, Site.parse(home), e, arrangement, shape)
         more = at_home.beyond_token(xs, e, self.resampling)
+        linear = (beyond.low if beyond.low is not None else beyond.value) <= at_home.BEYOND_DOUBT
+        within = None if linear else self._within(missing, Site.parse(home), e)
         represented, because = _verdict(e, next(s for s in scores if s.site == home), more, types)
         found = _Found(
             RepresentationRecord(
@@ -188,11 +199,14 @@ class _Measure:
                 probes=probes,
                 heldout_types=types,
                 nonlinearity=beyond,
-                linear=(beyond.low if beyond.low is not None else beyond.value) <= at_home.BEYOND_DOUBT,
+                linear=linear,
+                within=within,
                 dimension=at_home.dimension_of(arrangement, xs, e, mediated, self.resampling),
                 geometry=shape,
                 mediation=mediated,
                 rotation=turned,
+                moves=moved,
+                moves_within=self._moves_within(missing, Site.parse(home), e, within),
                 not_measured=missing,
             )
         )
@@ -210,31 +224,41 @@ class _Measure:
 
     def _pairs(self, e: Examples, missing: dict[str, str]) -> Pairs | None:
         if self.texts is None:
-            missing["mediation"] = missing["rotation"] = self.no_effects
+            missing["mediation"] = missing["rotation"] = missing["moves"] = self.no_effects
             return None
         others = [f.labels[e.judge.rows] for f in self.features if f.name != e.feature.name]
         alike = torch.stack(others, dim=1) if others else None
         found = _or_reason(missing, "mediation", pairs_of, e.judge, self.texts, alike=alike, seed=self.seed)
         return found if isinstance(found, Pairs) else None
 
-    def _rotation(self, missing: dict[str, str], site: Site, xs: at_home.Sides, e: Examples, shape: Any) -> Any:
+    def _rotation(
+        self, missing: dict[str, str], site: Site, xs: at_home.Sides, e: Examples, arrangement: at_home.Arrangement
+    ) -> Any:
         if e.feature.kind != "cyclic":
             missing["rotation"] = "only a cyclic feature is turned"
             return None
-        periods = at_home.circles_found(shape)
-        return _or_reason(
-            missing,
-            "rotation",
-            at_home.rotation_of,
-            self.lm,
-            self.texts,
-            site,
-            xs,
-            e,
-            periods,
-            self.resampling,
-            seed=self.seed,
-        )
+        where = (self.lm, self.texts, site, arrangement, xs, e, self.resampling)
+        return _or_reason(missing, "rotation", at_home.rotation_of, *where, seed=self.seed)
+
+    def _within(self, missing: dict[str, str], site: Site, e: Examples) -> Any:
+        where = (self.store, site, e.feature, self.features, self.documents, self.resampling)
+        return _or_reason(missing, "within", linear_within, *where, seed=self.seed)
+
+    def _moves(
+        self, missing: dict[str, str], site: Site, e: Examples, arrangement: at_home.Arrangement, shape: Any
+    ) -> Any:
+        if e.feature.kind == "cyclic":
+            missing["moves"] = "a cyclic feature is turned"
+            return None
+        where = (self.lm, self.texts, site, arrangement, shape.family, e, self.resampling)
+        return _or_reason(missing, "moves", at_home.moves_of, *where, seed=self.seed)
+
+    def _moves_within(self, missing: dict[str, str], site: Site, e: Examples, within: Any) -> Any:
+        if within is None or self.texts is None or e.feature.kind == "cyclic":
+            return None
+        given = next(f for f in self.features if f.name == within.given)
+        where = (self.lm, self.texts, self.store, site, e.feature, given, self.documents, self.resampling)
+        return _or_reason(missing, "moves_within", at_home.moves_within, *where, seed=self.seed)
 
     def _latents(
         self,

@@ -9,10 +9,11 @@ is read by least squares (`readouts`). A step of `k` turns every circle by `2 pi
 Only where the next token follows from the class can the answer be read: that is found out from training documents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from sparsight.errors import UndefinedMetric
@@ -23,11 +24,13 @@ from sparsight.evaluation.features.scores import Resampling
 from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.reading import Predicts
 from sparsight.evaluation.record import Estimate
-from sparsight.models import Site
+from sparsight.models import Site, Tokens
 
 PURITY = 0.9
 """Least share of a class's tokens that must be followed by the class's own answer."""
 
+N_PROMPTS = 60
+_FEW = 30  # prompts for controls and for the curve over the number of circles
 _RIDGE = 1e-3
 _BATCH = 64
 
@@ -38,16 +41,21 @@ class RotationRecord(Record):
     Attributes:
         moved: Share of held-out prompts, over all steps but 0, whose answer moved by exactly as many steps.
         by_steps: The same for each number of steps, from 1.
+        by_circles: The same for the first circle alone, the first two, ... up to all harmonics, on fewer prompts.
         unmoved: Share answered rightly when nothing is turned.
         random: Share that moved as predicted when random planes are turned as far, readouts and all.
-        periods: Of the circles turned.
+        shuffled: Share that moved by as many steps *of another order of the classes*, when as many circles of that
+            order are turned. Circles enough can turn any order; where this is low, the classes' own order is special.
+        periods: Of the circles turned, the strongest first.
         n_prompts: Held-out prompts.
     """
 
     moved: Estimate
     by_steps: list[float]
+    by_circles: list[float]
     unmoved: float
     random: float
+    shuffled: float
     periods: list[float]
     n_prompts: int
 
@@ -163,66 +171,121 @@ def answers(texts: StoredTexts, part: Part, n_classes: int, n_strata: int) -> In
     return found
 
 
-def rotation(
-    lm: Predicts,
-    texts: StoredTexts,
-    site: Site,
-    circles: Circles,
-    judge: Part,
-    answer_tokens: Int64[Tensor, "s c"],
-    random: Circles,
-    resampling: Resampling,
-    *,
-    n_prompts: int = 60,
-    seed: int = 0,
-) -> RotationRecord:
-    """Turn the circles under held-out prompts by every number of steps, and read the answer among the classes' tokens.
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Held-out texts that end where the answer comes next.
 
-    Args:
-        lm: A model with a next token.
-        texts: Of the store.
-        site: Where the circles are.
-        circles: As found on training documents.
-        judge: Held-out examples.
-        answer_tokens: Of each stratum and class.
-        random: The control: planes turned alike.
-        resampling: Of the interval over documents.
-        n_prompts: Most prompts.
-        seed: Of the choice of prompts.
+    Attributes:
+        tokens, places: The texts, and where in them the activation is changed and the answer read.
+        y, strata, document_ids: Class, stratum and document of each.
+        answers: Token of each stratum and class.
     """
-    n_classes = answer_tokens.shape[1]
-    order = torch.randperm(len(judge), generator=torch.Generator().manual_seed(seed))[:n_prompts]
-    rows, y, strata = judge.rows[order], judge.y[order], judge.strata[order]
-    tokens, places = texts.cut(rows, 0)
 
-    def answered(how: Circles | None, steps: int) -> Int64[Tensor, " m"]:
+    tokens: Tokens
+    places: Int64[Tensor, " m"]
+    y: Int64[Tensor, " m"]
+    strata: Int64[Tensor, " m"]
+    document_ids: Int64[Tensor, " m"]
+    answers: Int64[Tensor, "s c"]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @staticmethod
+    def of(texts: StoredTexts, judge: Part, answer_tokens: Int64[Tensor, "s c"], n: int, seed: int) -> "Prompts":
+        """At most `n` of the held-out examples."""
+        order = torch.randperm(len(judge), generator=torch.Generator().manual_seed(seed))[:n]
+        tokens, places = texts.cut(judge.rows[order], 0)
+        return Prompts(tokens, places, judge.y[order], judge.strata[order], judge.document_ids[order], answer_tokens)
+
+    def first(self, n: int) -> "Prompts":
+        """The first `n`; they were drawn in no order."""
+        rest = (self.places[:n], self.y[:n], self.strata[:n], self.document_ids[:n])
+        return Prompts(self.tokens[:n], *rest, self.answers)
+
+    def answered(self, lm: Predicts, site: Site, circles: Circles | None, steps: int) -> Int64[Tensor, " m"]:
+        """The class whose token the model finds likeliest once the circles are turned."""
         found = []
-        for start in range(0, len(rows), _BATCH):
-            part = slice(start, min(start + _BATCH, len(rows)))
-            here, at = places[part].to(lm.device), torch.arange(len(rows[part]), device=lm.device)
+        for start in range(0, len(self), _BATCH):
+            part = slice(start, min(start + _BATCH, len(self)))
+            here, at = self.places[part].to(lm.device), torch.arange(len(self.y[part]), device=lm.device)
 
             def edit(x: Tensor, at: Tensor = at, here: Tensor = here, part: slice = part) -> Tensor:
-                assert how is not None
+                assert circles is not None
                 x = x.clone()
-                x[at, here] = how.turned(x[at, here], strata[part], steps)
+                x[at, here] = circles.turned(x[at, here], self.strata[part], steps)
                 return x
 
             with torch.no_grad():
-                logits = lm.logits(tokens[part].to(lm.device), edits=None if how is None else {site: edit})
-            found.append(logits[at, here].cpu().gather(1, answer_tokens[strata[part]]).argmax(dim=1))
+                logits = lm.logits(
+                    self.tokens[part].to(lm.device),
+                    edits=None if circles is None else {site: edit},
+                )
+            found.append(logits[at, here].cpu().gather(1, self.answers[self.strata[part]]).argmax(dim=1))
         return torch.cat(found)
 
+    def moved(
+        self, lm: Predicts, site: Site, circles: Circles, steps: Sequence[int], order: Int64[Tensor, " c"]
+    ) -> Bool[Tensor, "m k"]:
+        """Whether each answer moved by each number of steps, in some order of the classes (place of each)."""
+        n = len(order)
+        after = [order.argsort()[(order[self.y] + k) % n] for k in steps]
+        return torch.stack(
+            [self.answered(lm, site, circles, k) == to for k, to in zip(steps, after, strict=True)], dim=1
+        )
+
+
+def rotation(
+    lm: Predicts,
+    prompts: Prompts,
+    site: Site,
+    x: Float[Tensor, "n d"],
+    y: Int64[Tensor, " n"],
+    strata: Int64[Tensor, " n"],
+    periods: tuple[float, ...],
+    resampling: Resampling,
+    *,
+    harmonics: Sequence[float] = (),
+    seed: int = 0,
+) -> RotationRecord:
+    """Turn circles under held-out prompts by every number of steps, and read the answer among the classes' tokens.
+
+    Args:
+        lm: A model with a next token.
+        prompts: Held-out.
+        site: Where the circles are.
+        x, y, strata: Training activations, their classes and strata, to which circles are fitted.
+        periods: Of the circles, the strongest first.
+        resampling: Of the interval over documents.
+        harmonics: Periods of all circles that there may be, for the curve over their number.
+        seed: Of random planes and of the other order.
+    """
+    n_strata, n_classes = prompts.answers.shape
+    generator = torch.Generator().manual_seed(seed)
+    own, other = torch.arange(n_classes), torch.randperm(n_classes, generator=generator)
     steps = range(1, n_classes)
-    moved = torch.stack([answered(circles, k) == (y + k) % n_classes for k in steps], dim=1)
-    control = torch.stack([answered(random, k) == (y + k) % n_classes for k in steps], dim=1)
-    ids, place = torch.unique(judge.document_ids[order], return_inverse=True)
-    terms = torch.stack([moved.double().sum(dim=1), torch.full((len(rows),), float(len(steps))).double()], dim=1)
+    few, some = prompts.first(_FEW), steps[:: max(1, len(steps) // 4)]
+
+    def circles(of: tuple[float, ...], order: Tensor) -> Circles:
+        return Circles.of(x, order[y].double(), strata, n_strata, of)
+
+    found = circles(periods, own)
+    moved = prompts.moved(lm, site, found, steps, own).double()
+    terms = torch.stack([moved.sum(dim=1), torch.full((len(moved),), float(len(steps))).double()], dim=1)
+    ids, place = torch.unique(prompts.document_ids, return_inverse=True)
     sums = torch.zeros(len(ids), 2, dtype=torch.float64).index_add_(0, place, terms)
+    every = (*periods, *(t for t in harmonics if t not in periods))
     return RotationRecord(
         moved=resampling.of(sums, lambda s: s[..., 0] / s[..., 1]),
-        by_steps=moved.double().mean(dim=0).tolist(),
-        unmoved=float((answered(None, 0) == y).double().mean()),
-        random=float(control.double().mean()),
-        periods=list(circles.periods),
-        n_prompts=len(rows),
+        by_steps=moved.mean(dim=0).tolist(),
+        by_circles=[_share(few.moved(lm, site, circles(every[: i + 1], own), some, own)) for i in range(len(every))],
+        unmoved=_share(prompts.answered(lm, site, None, 0) == prompts.y),
+        random=_share(few.moved(lm, site, found.at_random(x, generator), steps, own)),
+        shuffled=_share(few.moved(lm, site, circles(periods, other), steps, other)),
+        periods=list(periods),
+        n_prompts=len(prompts),
     )
+
+
+def _share(hits: Bool[Tensor, "*n"]) -> float:
+    return float(hits.double().mean())
