@@ -23,12 +23,13 @@ from sparsight.circuits.shift import (
 from sparsight.circuits.shift.baselines import erasing, text_eraser, without_words, word_eraser
 from sparsight.circuits.shift.biographies import BIOS_PROFESSIONS
 from sparsight.circuits.shift.chat import read_answer
-from sparsight.circuits.shift.classifier import ablation, accuracies, fit_head, pooled_activations, score
+from sparsight.circuits.shift.classifier import accuracies, fit_head, pooled_activations, score
 from sparsight.circuits.shift.effects import attribute
 from sparsight.circuits.shift.evidence import Evidence, read
 from sparsight.circuits.shift.grammar import gendered_words, profession_words
 from sparsight.circuits.shift.hypotheses import hypotheses
 from sparsight.circuits.shift.judges import matched_random
+from sparsight.circuits.shift.removal import ablation, keeping
 from sparsight.circuits.shift.shift import active_nodes, correct, find, remove
 from sparsight.codes import SparseCode
 from sparsight.errors import DataError, UndefinedMetric
@@ -164,6 +165,35 @@ def test_a_latent_that_does_wait_for_the_class_is_told_apart_on_the_locked_texts
     (found,) = hypotheses(here, there)
     assert not found.decided
     assert found.truth == "only with the target"
+
+
+def test_keeping_some_words_is_deleting_all_the_others(lm, words, test_texts):
+    kept = lm.tokenize("nurse teacher works").ids[0, 1:]
+    pooled = pooled_activations(lm, EMBED, test_texts.texts[:8], keeping(words, {EMBED: kept.tolist()}))
+    rows = lm.model.get_input_embeddings().weight.detach()
+    tokens = lm.tokenize(test_texts.texts[:8])
+    stay = torch.isin(tokens.ids, kept)
+    by_hand = (rows[tokens.ids] * stay[..., None]).sum(dim=1) / tokens.counted.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(pooled, by_hand, atol=1e-5, rtol=1e-4)
+
+
+def test_what_nobody_judged_can_be_removed_with_the_errors(lm, words, biased, test_texts):
+    """One word is judged: gender stays in the others, unless these go as well."""
+    found = find(lm, words, biased, site=EMBED, n_judged=60, exact=False, ranked_by="magnitude")
+    one = find(lm, words, biased, site=EMBED, n_judged=1, exact=False)
+    kept = correct(one, LabelJudge(), test=test_texts).record
+    done = correct(found, LabelJudge(), test=test_texts, unclear="remove", unjudged="remove").record
+    assert (kept.unjudged, done.unjudged) == ("keep", "remove")
+    assert kept.retrained.worst_group < 0.5
+    assert done.retrained.worst_group > 0.9
+
+
+def test_nodes_that_speak_against_the_classifier_are_found_by_magnitude(found):
+    effects = found.effects
+    support, size = (effects.strongest(500, by)[EMBED] for by in ("support", "magnitude"))
+    assert set(support) < set(size)
+    assert all(float(effects.support[EMBED][j]) <= 0 for j in set(size) - set(support))
+    assert size == sorted(size, key=lambda j: -float(effects.magnitude[EMBED][j]))
 
 
 def test_data_that_decide_agree_with_the_labels_on_gendered_words(found, lm, biased):
@@ -329,6 +359,10 @@ def test_what_shift_cannot_do_is_refused(lm, words, found, biased, test_texts):
         shift(lm, words, test_texts, LabelJudge(), site=EMBED)
     with pytest.raises(ValueError, match="unclear must be"):
         correct(found, LabelJudge(), unclear="ask")
+    with pytest.raises(ValueError, match="unjudged must be"):
+        correct(found, LabelJudge(), unjudged="ask")
+    with pytest.raises(ValueError, match="nothing stands at 0.resid_post"):
+        keeping(words, {Site(0, "resid_post"): [1]})
     with pytest.raises(ValueError, match="n_judged"):
         shift(lm, words, biased, LabelJudge(), site=EMBED, n_judged=0)
     with pytest.raises(ValueError, match="come after it"):

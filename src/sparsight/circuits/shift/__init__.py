@@ -2,9 +2,11 @@
 
 from sparsight.circuits.shift.biographies import LabelledText, LabelledTexts, bias_in_bios, organism_biographies
 from sparsight.circuits.shift.chat import ChatJudge
-from sparsight.circuits.shift.classifier import Accuracies, Classifier, ablation, accuracies, fit_classifier
+from sparsight.circuits.shift.classifier import Accuracies, Classifier, accuracies, fit_classifier
 from sparsight.circuits.shift.judges import DisambiguatedJudge, Judgement, LabelJudge, PersonJudge
-from sparsight.circuits.shift.shift import Shift, ShiftRecord, shift
+from sparsight.circuits.shift.removal import ablation, keeping
+from sparsight.circuits.shift.shift import shift
+from sparsight.circuits.shift.shift_record import Shift, ShiftRecord
 
 __all__ = [
     "Accuracies",
@@ -22,6 +24,7 @@ __all__ = [
     "accuracies",
     "bias_in_bios",
     "fit_classifier",
+    "keeping",
     "organism_biographies",
     "shift",
 ]

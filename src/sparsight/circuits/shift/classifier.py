@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from sparsight.circuits.nodes import AbstractNodes
 from sparsight.circuits.shift.biographies import LabelledTexts
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.frozen_record import Record
@@ -160,42 +159,3 @@ def score(logits: Float[Tensor, " n"], texts: LabelledTexts) -> Accuracies:
         groups=groups,
         n=len(texts),
     )
-
-
-class Removal:
-    """An edit that takes nodes' contributions out of activations at counted tokens and leaves all else as it is."""
-
-    def __init__(self, nodes: AbstractNodes, latents: Sequence[int], counted: Bool[Tensor, "b t"]) -> None:
-        self._nodes, self._counted = nodes, counted
-        self._latents = torch.tensor(list(latents), dtype=torch.int64)
-        self._columns = torch.full(
-            (nodes.n_latents,), len(latents), dtype=torch.int64
-        )  # the last one is for the others
-        self._columns[self._latents] = torch.arange(len(latents))
-
-    def __call__(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        counted = self._counted.to(x.device)
-        code = self._nodes.encode(x[counted])
-        columns = self._columns.to(x.device)[code.indices]
-        gone = code.values.new_zeros(len(code), len(self._latents) + 1).scatter_add(1, columns, code.values)
-        edited = x.clone()
-        edited[counted] = x[counted] - (gone[:, :-1] @ self._nodes.atoms[self._latents.to(x.device)]).to(x.dtype)
-        return edited
-
-
-def ablation(nodes: Mapping[Site, AbstractNodes], chosen: Chosen) -> Intervention:
-    """Set nodes to 0 at every counted token, errors kept; later sites are coded from what earlier ones leave.
-
-    Raises:
-        ValueError: a site has no nodes, or nodes that read at another site.
-    """
-    used = {site: latents for site, latents in chosen.items() if len(latents)}
-    if missing := sorted(set(used) - set(nodes)):
-        raise ValueError(f"nothing stands at {missing[0]} to be ablated; give its dictionary")
-    if elsewhere := [site for site in used if nodes[site].reads != site]:
-        raise ValueError(f"nodes at {elsewhere[0]} read elsewhere; SHIFT takes nodes of one site, no transcoders")
-
-    def intervene(tokens: Tokens) -> dict[Site, Edit]:
-        return {site: Removal(nodes[site], latents, tokens.counted) for site, latents in used.items()}
-
-    return intervene

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
@@ -9,9 +10,12 @@ from torch import Tensor
 
 from sparsight.circuits.nodes import AbstractNodes
 from sparsight.circuits.shift.biographies import LabelledTexts
-from sparsight.circuits.shift.classifier import Chosen, Classifier, ablation
+from sparsight.circuits.shift.classifier import Chosen, Classifier
+from sparsight.circuits.shift.removal import ablation
 from sparsight.circuits.splice import Splice
 from sparsight.models import Site
+
+Ranking = Literal["support", "magnitude"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +34,14 @@ class ClassifierEffects:
     errors: dict[Site, float]
     n_texts: int
 
-    def strongest(self, n: int) -> dict[Site, list[int]]:
-        """The `n` nodes of all sites with the largest support, those without any left out."""
-        sites = sorted(self.support)
-        flat = torch.cat([self.support[site] for site in sites])
+    def strongest(self, n: int, by: Ranking = "support") -> dict[Site, list[int]]:
+        """The `n` nodes of all sites with the largest support, or magnitude; those without any are left out."""
+        values = self.support if by == "support" else self.magnitude
+        sites = sorted(values)
+        flat = torch.cat([values[site] for site in sites])
         order = flat.argsort(descending=True, stable=True)[:n]
         order = order[flat[order] > 0]
-        ends = torch.tensor([len(self.support[site]) for site in sites]).cumsum(0)
+        ends = torch.tensor([len(values[site]) for site in sites]).cumsum(0)
         chosen: dict[Site, list[int]] = {}
         for place in order.tolist():
             i = int(torch.searchsorted(ends, place, right=True))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -15,78 +14,19 @@ from sparsight.circuits.shift.classifier import (
     Chosen,
     Classifier,
     Intervention,
-    ablation,
     accuracies,
     fit_classifier,
     pooled_activations,
     score,
 )
-from sparsight.circuits.shift.effects import ClassifierEffects, attribute, exact_effects
+from sparsight.circuits.shift.effects import ClassifierEffects, Ranking, attribute, exact_effects
 from sparsight.circuits.shift.evidence import Evidence, Readings, evidence, read
-from sparsight.circuits.shift.hypotheses import Hypotheses, hypotheses
+from sparsight.circuits.shift.hypotheses import hypotheses
 from sparsight.circuits.shift.judges import Judge, Judgement, chosen_by, judge_all
+from sparsight.circuits.shift.removal import ablation, keeping
+from sparsight.circuits.shift.shift_record import Shift, ShiftRecord
 from sparsight.errors import UndefinedMetric
-from sparsight.evaluation.frozen_record import Record
 from sparsight.models import LanguageModel, Site
-
-Unclear = Literal["keep", "remove"]
-
-
-class ShiftRecord(Record):
-    """What SHIFT found and did, as data.
-
-    Attributes:
-        model, site: Whose activations are classified, and where.
-        judge: Who judged.
-        unclear: What was done with nodes judged unclear.
-        n_judged: Nodes that were judged, those with the largest support.
-        judgements: One for each, with reasons and the number of texts each has seen.
-        removed: Nodes set to 0, by site.
-        error_share: By site, effect of the errors over that of errors and nodes together, in absolute value: what
-            judging nodes cannot reach.
-        original, ablated, retrained: Accuracies on test texts: of the classifier as it was, with the nodes removed, and
-            fitted anew on the biased texts with the nodes removed. None without test texts.
-        undecided: Readings of the judged nodes that the biased texts cannot tell apart.
-        effects: Of each judged node on the right class's logit, exact: "site/latent" to mean over texts.
-        attributed: The same at first order, by which the nodes were ranked.
-    """
-
-    schema_version: Literal[1] = 1
-    model: str
-    site: str
-    judge: str
-    unclear: Unclear
-    n_judged: int
-    judgements: list[Judgement]
-    removed: dict[str, list[int]]
-    error_share: dict[str, float]
-    original: Accuracies | None
-    ablated: Accuracies | None
-    retrained: Accuracies | None
-    undecided: list[Hypotheses]
-    effects: dict[str, float]
-    attributed: dict[str, float]
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        return self.model_dump_json(indent=2)
-
-
-@dataclass(frozen=True, eq=False)
-class Shift:
-    """The outcome of `shift`.
-
-    Attributes:
-        record: What was found and done.
-        original: The classifier as it was fitted on the biased texts.
-        retrained: The classifier fitted with the nodes removed. Use it under `intervention`.
-        intervention: Edits that remove the nodes, for a batch of tokens.
-    """
-
-    record: ShiftRecord
-    original: Classifier
-    retrained: Classifier
-    intervention: Intervention
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +71,12 @@ def find(
     l2: float | int = 1.0,
     batch_size: int = 64,
     exact: bool = True,
+    ranked_by: Ranking = "support",
 ) -> Found:
     """Fit a classifier on biased texts, and gather evidence on the nodes with the largest support for it.
 
-    Without `exact` the effects in the evidence are those at first order, which costs no pass for each node.
+    Without `exact` the effects in the evidence are those at first order, which costs no pass for each node. Nodes that
+    serve the task may speak against a classifier that goes by something else: `ranked_by="magnitude"` finds them too.
 
     Raises:
         ValueError: the texts are not fully spurious, so that a judge would see what the setting withholds; a number is
@@ -151,7 +93,7 @@ def find(
     nodes = nodes_of(lm, dictionaries)
     classifier = fit_classifier(lm, Site.parse(site), biased, l2=float(l2), batch_size=batch_size)
     effects = attribute(classifier, nodes, biased, batch_size=batch_size)
-    candidates = effects.strongest(n_judged)
+    candidates = effects.strongest(n_judged, ranked_by)
     if not candidates:
         raise UndefinedMetric("no node supports the classifier, so there is nothing to judge; add sites")
     if exact:
@@ -171,17 +113,15 @@ def remove(
     batch_size: int = 64,
 ) -> tuple[Accuracies, Accuracies]:
     """Accuracies with nodes removed: of the classifier as it was, and of one fitted anew on the biased texts."""
-    intervention = ablation(found.nodes, chosen)
-    ablated, again, _ = _fitted_anew(found, intervention, test, l2=float(l2), batch_size=batch_size)
-    return ablated, again
+    return fitted_anew(found, ablation(found.nodes, chosen), test, l2=l2, batch_size=batch_size)[:2]
 
 
-def _fitted_anew(
-    found: Found, intervention: Intervention, test: LabelledTexts, *, l2: float, batch_size: int
+def fitted_anew(
+    found: Found, intervention: Intervention, test: LabelledTexts, *, l2: float | int = 1.0, batch_size: int = 64
 ) -> tuple[Accuracies, Accuracies, Classifier]:
     """Accuracies of the classifier as it was and fitted anew, both under an intervention, and the latter."""
     old = found.classifier
-    again = fit_classifier(old.lm, old.site, found.biased, intervention, l2=l2, batch_size=batch_size)
+    again = fit_classifier(old.lm, old.site, found.biased, intervention, l2=float(l2), batch_size=batch_size)
     x = pooled_activations(old.lm, old.site, test.texts, intervention, batch_size=batch_size)
     return score(old.of_pooled(x), test), score(again.of_pooled(x), test), again
 
@@ -196,6 +136,7 @@ def shift(
     test: LabelledTexts | None = None,
     n_judged: int = 100,
     unclear: str = "keep",
+    unjudged: str = "keep",
     l2: float | int = 1.0,
     batch_size: int = 64,
 ) -> Shift:
@@ -215,17 +156,22 @@ def shift(
             after every judgement is made.
         n_judged: How many nodes of all sites together are judged.
         unclear: What to do with nodes of which the judge cannot say.
+        unjudged: What to do with nodes that are not judged, and with errors. For `remove` nodes are ranked by their
+            magnitude, since those that serve the task may have no support.
         l2: Penalty of the classifier.
         batch_size: Texts in one pass.
     Raises:
-        ValueError: as `find`, or `unclear` is neither.
+        ValueError: as `find`, or `unclear` or `unjudged` is neither.
         UndefinedMetric: no node supports the classifier.
     Source:
         Marks et al., "Sparse Feature Circuits", 2024, section 4. We rank by support for the right answers on the biased
         texts alone, let later sites be coded from what earlier ones leave, and keep the judge from any other text.
     """
-    found = find(lm, dictionaries, biased, site=site, n_judged=n_judged, l2=l2, batch_size=batch_size)
-    return correct(found, judge, test=test, unclear=unclear, l2=l2, batch_size=batch_size)
+    found = find(
+        lm, dictionaries, biased, site=site, n_judged=n_judged, l2=l2, batch_size=batch_size,
+        ranked_by="magnitude" if unjudged == "remove" else "support",
+    )  # fmt: skip
+    return correct(found, judge, test=test, unclear=unclear, unjudged=unjudged, l2=l2, batch_size=batch_size)
 
 
 def correct(
@@ -234,28 +180,33 @@ def correct(
     *,
     test: LabelledTexts | None = None,
     unclear: str = "keep",
+    unjudged: str = "keep",
     l2: float | int = 1.0,
     batch_size: int = 64,
 ) -> Shift:
     """The second half of `shift`: judge what was found, remove it, fit anew. Judges may share what was found."""
-    if unclear not in ("keep", "remove"):
-        raise ValueError(f"unclear must be 'keep' or 'remove', got {unclear!r}")
+    for name, value in (("unclear", unclear), ("unjudged", unjudged)):
+        if value not in ("keep", "remove"):
+            raise ValueError(f"{name} must be 'keep' or 'remove', got {value!r}")
     lm, biased = found.classifier.lm, found.biased
     judgements = found.judged_by(judge)
     chosen = chosen_by(judgements, "remove", *(("unclear",) if unclear == "remove" else ()))
     intervention = ablation(found.nodes, chosen)
+    if unjudged == "remove":
+        intervention = keeping(found.nodes, chosen_by(judgements, "keep", *(("unclear",) if unclear == "keep" else ())))
     original = ablated = retrained = None
     if test is None:
         again = fit_classifier(lm, found.classifier.site, biased, intervention, l2=float(l2), batch_size=batch_size)
     else:
         original = accuracies(found.classifier, test, batch_size=batch_size)
-        ablated, retrained, again = _fitted_anew(found, intervention, test, l2=float(l2), batch_size=batch_size)
+        ablated, retrained, again = fitted_anew(found, intervention, test, l2=l2, batch_size=batch_size)
     locked = None if test is None else read(lm, found.nodes, test, found.candidates, batch_size=batch_size)
     record = ShiftRecord(
         model=lm.name,
         site=str(found.classifier.site),
         judge=judge.name,
         unclear="keep" if unclear == "keep" else "remove",
+        unjudged="keep" if unjudged == "keep" else "remove",
         n_judged=len(judgements),
         judgements=judgements,
         removed={str(s): latents for s, latents in chosen.items()},
