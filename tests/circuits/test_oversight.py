@@ -3,18 +3,25 @@
 import pytest
 import torch
 
+from sparsight.circuits import DirectionNodes, NeuronNodes
 from sparsight.circuits.oversight import (
     INTENDED,
     UNCLEAR,
     UNINTENDED,
     discriminate,
-    head_effects,
-    judge_latents,
-    planted_bed,
+    effects_on,
+    oversee,
     score_of,
+    verdicts_of,
 )
+from sparsight.circuits.oversight_bed import head_effects, judge_latents, planted_bed
+from sparsight.circuits.shift import Classifier, LabelJudge, organism_biographies
+from sparsight.circuits.shift.classifier import pooled_activations
+from sparsight.circuits.shift.grammar import gendered_words, profession_words
+from sparsight.circuits.shift.judges import Judgement, judged
 from sparsight.dictionaries import TopK
 from sparsight.errors import UndefinedMetric
+from sparsight.models import Site, load_model
 from sparsight.training import Training, train
 
 
@@ -92,3 +99,100 @@ def test_what_cannot_be_compared_is_refused():
         discriminate(effects, verdicts, [True, True])
     with pytest.raises(ValueError, match="a truth for each"):
         discriminate(effects, verdicts, [True])
+
+
+# ---- classifiers of the organism's biographies
+
+
+EMBED = Site(None, "embed")
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load_model("organism", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def biased():
+    return organism_biographies(40, seed=6, spurious=True, languages={"english": 1})
+
+
+def heads_of(lm, texts, words):
+    """Linear heads on mean embeddings: each reads whether some words of class 1 or of class 0 stand in the text."""
+    rows = lm.model.get_input_embeddings().weight.detach()
+    ids = {word: int(lm.tokenize(word).ids[0, 1]) for word in sorted({w for t in texts.texts for w in t.split()})}
+    read = torch.linalg.pinv(rows[list(ids.values())])  # column i: 1 on word i, 0 on every other word of the texts
+    target = texts.target_labels.tolist()
+    side = {
+        word: sum((2 * y - 1) * text.split().count(word) for text, y in zip(texts.texts, target, strict=True))
+        for word in ids
+        if word in words
+    }
+    weight = sum(read[:, list(ids).index(word)] * (1 if s > 0 else -1) for word, s in side.items() if s)
+    return Classifier(lm, EMBED, weight, 0.0)
+
+
+def test_effects_on_classifiers_are_those_of_each_node_by_hand(lm, biased):
+    """At the site that is read the effect of a neuron is its mean over tokens times the weight, text by text."""
+    g = torch.Generator().manual_seed(3)
+    width = lm.width(EMBED)
+    heads = [Classifier(lm, EMBED, torch.randn(width, generator=g), 0.3) for _ in range(2)]
+    x = pooled_activations(lm, EMBED, biased.texts)
+    by_hand = torch.stack([(x * head.weight).abs().mean(dim=0) for head in heads])
+    found = effects_on(heads, {EMBED: NeuronNodes(EMBED, width)}, biased)
+    assert found.shape == (2, width)
+    torch.testing.assert_close(found.float(), by_hand, rtol=1e-4, atol=1e-7)
+
+
+def test_verdicts_stand_where_the_effects_of_their_nodes_do(lm, biased):
+    later = Site(0, "resid_post")
+    nodes = {later: DirectionNodes(later, torch.eye(lm.width(later))[:5]), EMBED: NeuronNodes(EMBED, lm.width(EMBED))}
+    width = lm.width(EMBED)
+    said = [("embed", 3, "keep"), ("0.resid_post", 4, "remove"), ("0.resid_post", 0, "unclear")]
+    judgements = [
+        Judgement(site=site, latent=j, verdict=verdict, confidence=1.0, reason="", documents=0)
+        for site, j, verdict in said
+    ]
+    verdicts = verdicts_of(judgements, nodes)
+    assert verdicts.nonzero()[:, 0].tolist() == [3, width + 4]
+    assert verdicts[[3, width + 4]].tolist() == [INTENDED, UNINTENDED]
+    head = Classifier(lm, later, torch.eye(lm.width(later))[4], 0.0)
+    effects = effects_on([head], nodes, biased)
+    # Of the directions only the last is read, and the first coordinates of the effects are the embeddings'.
+    assert effects.shape == (1, width + 5)
+    assert effects[0, width:].nonzero()[:, 0].tolist() == [4]
+
+
+def test_heads_by_profession_are_told_from_heads_by_gender_on_texts_where_all_answer_alike(lm, biased):
+    """Neurons of the embeddings, turned so that each is a word: the words are known, and so is the answer."""
+    heads = [heads_of(lm, biased, profession_words()), heads_of(lm, biased, gendered_words(biased))]
+    words = sorted({w for t in biased.texts for w in t.split()})
+    rows = lm.model.get_input_embeddings().weight.detach()[[int(lm.tokenize(w).ids[0, 1]) for w in words]]
+    nodes = {EMBED: DirectionNodes(EMBED, rows)}
+    found = oversee(heads, nodes, biased, LabelJudge(), [True, False], n_judged=len(words))
+    assert found.auroc == 1.0
+    assert found.scores[0].value > 0.95
+    assert found.scores[1].value < 0.05
+
+
+class KeepsAll:
+    name = "keeps all"
+
+    def __call__(self, evidence, task, target_classes):
+        return judged(evidence, "keep", 1.0, "always")
+
+
+def test_a_judge_who_says_the_same_of_every_node_tells_nothing_apart(lm, biased):
+    """The negative control."""
+    heads = [heads_of(lm, biased, profession_words()), heads_of(lm, biased, gendered_words(biased))]
+
+    nodes = {EMBED: NeuronNodes(EMBED, lm.width(EMBED))}
+    found = oversee(heads, nodes, biased, KeepsAll(), [True, False], n_judged=8)
+    assert (found.auroc, found.p_value) == (0.5, 1.0)
+
+
+def test_heads_that_answer_differently_are_refused(lm, biased):
+    head = heads_of(lm, biased, profession_words())
+    other = Classifier(lm, EMBED, -head.weight, 0.0)
+    with pytest.raises(ValueError, match="do not answer alike on 40 of 40"):
+        oversee([head, other], {EMBED: NeuronNodes(EMBED, lm.width(EMBED))}, biased, LabelJudge(), [True, False])

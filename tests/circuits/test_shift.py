@@ -361,7 +361,7 @@ def test_what_shift_cannot_do_is_refused(lm, words, found, biased, test_texts):
         correct(found, LabelJudge(), unclear="ask")
     with pytest.raises(ValueError, match="unjudged must be"):
         correct(found, LabelJudge(), unjudged="ask")
-    with pytest.raises(ValueError, match="nothing stands at 0.resid_post"):
+    with pytest.raises(ValueError, match=r"nothing stands at 0\.resid_post"):
         keeping(words, {Site(0, "resid_post"): [1]})
     with pytest.raises(ValueError, match="n_judged"):
         shift(lm, words, biased, LabelJudge(), site=EMBED, n_judged=0)

@@ -2,12 +2,11 @@
 
 Classifiers agree on every text at hand, where the intended property and another always go together; elsewhere they
 would not. Hard: nothing is at hand that would tell them apart, and latents are judged from these texts and the model's
-own weights. Relaxed: a few labelled texts where the properties differ may be used to judge.
+own weights. Relaxed: a few labelled texts where the properties differ may be used to judge. A bed where the answer is
+known is in `oversight_bed`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from sparsight.circuits.nodes import AbstractNodes
 from sparsight.circuits.shift.biographies import LabelledTexts
-from sparsight.circuits.shift.classifier import Classifier
+from sparsight.circuits.shift.classifier import Classifier, pooled_activations
 from sparsight.circuits.shift.effects import attribute
-from sparsight.circuits.shift.judges import Judgement
-from sparsight.dictionaries import AbstractDictionary
+from sparsight.circuits.shift.evidence import evidence, read
+from sparsight.circuits.shift.judges import Judge, Judgement, judge_all
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.classification import auroc
 from sparsight.evaluation.frozen_record import Record
@@ -134,6 +133,61 @@ def effects_on(
     return torch.stack(rows)
 
 
+def oversee(
+    classifiers: Sequence[Classifier],
+    nodes: dict[Site, AbstractNodes],
+    texts: LabelledTexts,
+    judge: Judge,
+    intended: Sequence[bool],
+    *,
+    n_judged: int = 200,
+    n_shuffles: int = 200,
+    seed: int = 0,
+) -> Oversight:
+    """Judge the nodes that classifiers go by, from texts on which all answer alike, and tell the classifiers apart.
+
+    Nodes are ranked by their effects on all classifiers together, and evidence on them names no classifier: the judge
+    cannot know which one it decides about. Hard: a judge that sees `texts` alone. Relaxed: one that was made from some
+    texts where the properties differ (`DisambiguatedJudge`).
+
+    Args:
+        classifiers: Of one site.
+        nodes: At sites up to that one.
+        texts: Where the intended property and the other always go together.
+        judge: Says of each node whether it serves the task.
+        intended: The truth, for each classifier; used for the comparison alone.
+        n_judged: Nodes with the largest effects of all sites together.
+        n_shuffles, seed: As in `discriminate`.
+    Raises:
+        ValueError: two classifiers answer a text differently; or as `discriminate` and `attribute`.
+    """
+    lm = classifiers[0].lm
+    x = pooled_activations(lm, classifiers[0].site, texts.texts)
+    answers = torch.stack([one.of_pooled(x) > 0 for one in classifiers])
+    if apart := int((answers != answers[0]).any(dim=0).sum()):
+        raise ValueError(f"the classifiers do not answer alike on {apart} of {len(texts)} texts; leave those texts out")
+    effects = effects_on(classifiers, nodes, texts)
+    mass = effects.sum(dim=0)
+    order = mass.argsort(descending=True, stable=True)[:n_judged]
+    chosen: dict[Site, dict[int, float]] = {}
+    for column in order[mass[order] > 0].tolist():
+        site, latent = _place(column, nodes)
+        chosen.setdefault(site, {})[latent] = float(mass[column]) / len(classifiers)
+    readings = read(lm, nodes, texts, {site: list(found) for site, found in chosen.items()})
+    shown = evidence(lm, nodes, readings, chosen)
+    judgements = judge_all(judge, shown, f"tell the {texts.target}", texts.target_classes)
+    return discriminate(effects, verdicts_of(judgements, nodes), intended, n_shuffles=n_shuffles, seed=seed)
+
+
+def _place(column: int, nodes: dict[Site, AbstractNodes]) -> tuple[Site, int]:
+    """Site and latent of a column of `effects_on`."""
+    for site in sorted(nodes):
+        if column < nodes[site].n_latents:
+            return site, column
+        column -= nodes[site].n_latents
+    raise ValueError(f"there are fewer than {column} nodes")
+
+
 def verdicts_of(judgements: Sequence[Judgement], nodes: dict[Site, AbstractNodes]) -> Int64[Tensor, " n"]:
     """Judgements as verdicts over all nodes in the order of `effects_on`; what was not judged is unclear."""
     starts, total = {}, 0
@@ -144,93 +198,4 @@ def verdicts_of(judgements: Sequence[Judgement], nodes: dict[Site, AbstractNodes
     number = {"keep": INTENDED, "remove": UNINTENDED, "unclear": UNCLEAR}
     for one in judgements:
         verdicts[starts[one.site] + one.latent] = number[one.verdict]
-    return verdicts
-
-
-@dataclass(frozen=True, eq=False)
-class Bed:
-    """A planted benchmark: two properties in superposition with others, always together on the texts at hand.
-
-    Attributes:
-        directions: Unit directions of all properties; row 0 is the intended one, row 1 the other.
-        at_hand: Activations where the two always go together.
-        broad: Activations where all properties are independent: what a general dictionary is trained on.
-        heads: Linear classifiers with equal outputs at hand, one row each.
-        intended: Whether each goes by the intended property.
-        deciding, deciding_labels: Few activations where the two differ, and which of the two is present (0, 1).
-    """
-
-    directions: Float[Tensor, "p d"]
-    at_hand: Float[Tensor, "n d"]
-    broad: Float[Tensor, "m d"]
-    heads: Float[Tensor, "c d"]
-    intended: list[bool]
-    deciding: Float[Tensor, "k d"]
-    deciding_labels: Int64[Tensor, " k"]
-
-
-def planted_bed(
-    seed: int, *, d: int = 24, n_properties: int = 32, n: int = 2000, n_broad: int = 20_000, n_heads: int = 8
-) -> Bed:
-    """Draw a bed: activations are sums of about three of `n_properties` directions, more than `d`, with weights 1 to 2.
-
-    The first two directions span a plane that no other direction reaches into. A head reads `1 - e` of one of them and
-    `e` of the other, `e` below 0.3, and nothing else: where both are present with one weight, all heads agree exactly.
-
-    Args:
-        seed: Of everything.
-        d, n_properties, n, n_broad, n_heads: Sizes; half of the heads go by each property.
-    """
-    g = torch.Generator().manual_seed(seed)
-    directions = torch.randn(n_properties, d, generator=g)
-    plane = torch.linalg.qr(directions[:2].T).Q
-    directions[2:] -= directions[2:] @ plane @ plane.T
-    directions = torch.nn.functional.normalize(directions, dim=1)
-
-    def weights(rows: int) -> Tensor:
-        active = torch.rand(rows, n_properties, generator=g) < 3 / n_properties
-        return active * (1 + torch.rand(rows, n_properties, generator=g))
-
-    at_hand, broad, deciding = weights(n), weights(n_broad), weights(64)
-    at_hand[:, :2] = (torch.rand(n, 1, generator=g) < 0.5) * (1 + torch.rand(n, 1, generator=g))
-    labels = torch.arange(64) % 2
-    deciding[:, :2] = torch.nn.functional.one_hot(labels, 2) * (1 + torch.rand(64, 1, generator=g))
-    duals = torch.linalg.pinv(directions[:2]).T
-    intended = [i % 2 == 0 for i in range(n_heads)]
-    part = 0.3 * torch.rand(n_heads, 1, generator=g)
-    part = torch.where(torch.tensor(intended)[:, None], part, 1 - part)
-    heads = (1 - part) * duals[0] + part * duals[1]
-    return Bed(directions, at_hand @ directions, broad @ directions, heads, intended, deciding @ directions, labels)
-
-
-def head_effects(dictionary: AbstractDictionary, heads: Float[Tensor, "c d"], x: Float[Tensor, "n d"]) -> Tensor:
-    """Mean absolute effect of each latent on each linear head: `mean |z_j| |atom_j . w|`, exact as heads are linear."""
-    with torch.no_grad():
-        values = dictionary.encode(x).to_dense().abs().double().mean(dim=0)
-        return (heads.double() @ dictionary.atoms.double().T).abs() * values
-
-
-def judge_latents(
-    dictionary: AbstractDictionary, bed: Bed, how: Literal["hard", "relaxed"], *, margin: float = 0.2
-) -> Int64[Tensor, " n_latents"]:
-    """Verdicts on the latents of a planted bed, without a look at any head.
-
-    Args:
-        dictionary: Whose latents.
-        bed: What is at hand.
-        how: "hard": by the cosines of a latent's atom with the model's own directions of the two properties, which
-            stand for its words. "relaxed": by its mean on the few deciding activations of either kind.
-        margin: Relative difference below which a latent is unclear.
-    """
-    with torch.no_grad():
-        if how == "hard":
-            two = (dictionary.atoms @ bed.directions[:2].T).clamp_min(0).T
-        else:
-            values = dictionary.encode(bed.deciding).to_dense()
-            two = torch.stack([values[bed.deciding_labels == c].mean(dim=0) for c in (0, 1)])
-    gap = (two[0] - two[1]) / two.sum(dim=0).clamp_min(1e-12)
-    strong = two.amax(dim=0) > (0.5 if how == "hard" else 0.05 * float(two.max()))
-    verdicts = torch.zeros(len(gap), dtype=torch.int64)
-    verdicts[strong & (gap > margin)] = INTENDED
-    verdicts[strong & (gap < -margin)] = UNINTENDED
     return verdicts
