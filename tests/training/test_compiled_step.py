@@ -19,7 +19,7 @@ from sparsight.training.member import Member
 
 pytest.importorskip("numba")
 
-from sparsight.training.compiled.screen import Screen
+from sparsight.training.compiled.screen import Screen, ScreenedBlock
 from sparsight.training.compiled.selection import collect, screened_batch_top_k, screened_top_k
 
 CPU = torch.device("cpu")
@@ -191,14 +191,21 @@ def test_nothing_above_a_limit_is_screened_out() -> None:
     pre = x.double() @ encoder.double().T
     lower = torch.full((4000,), 0.25)
     screen, offset = Screen(encoder), torch.zeros(4000)
-    (block,) = screen.blocks(x, offset)
-    assert bool(((block.bits.view(torch.bfloat16) < lower) & (pre > lower)).any())
-    tokens, latents, values = found_above(screen, block, x, offset, lower)
     found = torch.zeros(20, 4000, dtype=torch.bool)
-    found[tokens, latents] = True
+    misled, off = [], []
+
+    def look(block: ScreenedBlock) -> None:
+        inside = pre[block.rows] > lower
+        misled.append(bool(((block.bits.view(torch.bfloat16) < lower) & inside).any()))
+        tokens, latents, values = found_above(screen, block, x, offset, lower)
+        found[tokens, latents] = True
+        off.append(float((pre[tokens, latents] - values).abs().max()))
+
+    screen.over_blocks(x, offset, look)
+    assert any(misled)
     sure = (pre - lower).abs() > 1e-6
     assert torch.equal(found[sure], (pre > lower)[sure])
-    assert bool(((pre[tokens, latents] - values).abs() < 1e-5).all())
+    assert max(off) < 1e-5
 
 
 def test_threads_change_no_bit() -> None:

@@ -20,6 +20,8 @@ _compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"ns
 GROUP = 32
 # Half a unit in the last place of bfloat16, relative; a product with an offset is rounded at most three times.
 BF16_ROUNDING = 2.0**-8
+# No number in bfloat16 has these bits, nor larger ones.
+ABOVE_ALL = 2**15
 
 
 @_compiled
@@ -40,8 +42,9 @@ def top_k_of_screened(
     """The `k` largest of `x encoder^T + offset` in each row, largest first, of equal ones the first; rectified.
 
     `bits` holds the same numbers in bfloat16, as integers, each off by at most `slack` of its row plus rounding. Let
-    `T` be the k-th largest maximum of a group of entries: at least k entries are no smaller, so what lies below `T` by
-    more than twice the error cannot be among the k largest. All others are computed again in full precision.
+    `T` be the k-th largest maximum of a group of entries: at least k entries are no smaller. Those are computed again
+    in full precision; the k-th largest of them bounds what is sought from below. Of the entries under `T` only those
+    can reach this bound that lack no more of it than the error, and they are computed again too.
 
     Returns:
         How many were computed again.
@@ -62,30 +65,31 @@ def top_k_of_screened(
         as_bits[0] = np.int32(lowest) << 16
         top = as_float[0]
         error = slack[t] + 2 * BF16_ROUNDING * (top + largest_offset)
-        limit = top - 2 * error - 2 * BF16_ROUNDING * top
         n_kept = 0
-        if limit > 0:
-            as_float[0] = limit
-            floor = np.int16(as_bits[0] >> 16)  # rounded down: both are positive
-            for g in range(n_groups):
-                if maxima[g] >= floor:
-                    for j in range(g * GROUP, min(m, (g + 1) * GROUP)):
-                        if row[j] >= floor:
-                            kept[n_kept] = j
-                            n_kept += 1
-        else:
-            # Fewer than k are surely positive. Others count only where they are positive in truth.
-            lower = -2 * error - BF16_ROUNDING * largest_offset
-            for j in range(m):
-                as_bits[0] = np.int32(row[j]) << 16
-                if as_float[0] >= lower:
-                    kept[n_kept] = j
-                    n_kept += 1
+        if top - error > 0:
+            n_kept = _entries_from(row, maxima, lowest, ABOVE_ALL, kept, 0)
+            _exactly(x[t], encoder, offset, kept, 0, n_kept, exact)
+            _largest_first(exact, kept, 0, n_kept, k, values[t], latents[t])
+            as_float[0] = values[t, k - 1] - error
+            floor = np.int16(as_bits[0] >> 16)  # rounded down where it is positive
+            n_sure = n_kept
+            if as_float[0] > 0:
+                n_kept = _entries_from(row, maxima, floor, lowest, kept, n_sure)
+                _exactly(x[t], encoder, offset, kept, n_sure, n_kept, exact)
+                _largest_first(exact, kept, n_sure, n_kept, k, values[t], latents[t])
+                n_exact += n_kept
+                continue
+        # Fewer than k are surely positive. Others count only where they are positive in truth.
+        lower = -2 * error - BF16_ROUNDING * largest_offset
+        n_kept = 0
+        for j in range(m):
+            as_bits[0] = np.int32(row[j]) << 16
+            if as_float[0] >= lower:
+                kept[n_kept] = j
+                n_kept += 1
         n_exact += n_kept
-        _dots(x[t], encoder, kept, n_kept, exact)
-        for c in range(n_kept):
-            exact[c] += offset[kept[c]]
-        _largest_first(exact, kept, n_kept, k, values[t], latents[t])
+        _exactly(x[t], encoder, offset, kept, 0, n_kept, exact)
+        _largest_first(exact, kept, 0, n_kept, k, values[t], latents[t])
     return n_exact
 
 
@@ -100,6 +104,19 @@ def _group_maxima(row: Array, maxima: Array) -> None:
         for j in range(len(part)):
             largest = max(largest, part[j])
         maxima[g] = largest
+
+
+@_compiled
+@no_type_check
+def _entries_from(row: Array, maxima: Array, floor: int, ceiling: int, kept: Array, n: int) -> int:
+    """Append to `n` positions in `kept` those of all entries from `floor` to below `ceiling`; how many there are."""
+    for g in range(len(maxima)):
+        if maxima[g] >= floor:
+            for j in range(g * GROUP, min(len(row), (g + 1) * GROUP)):
+                if floor <= row[j] < ceiling:
+                    kept[n] = j
+                    n += 1
+    return n
 
 
 @_compiled
@@ -148,41 +165,48 @@ def _dot(a: Array, b: Array) -> float:
 
 @_compiled
 @no_type_check
-def _dots(x: Array, rows: Array, which: Array, n: int, found: Array) -> None:
-    """`<x, rows[which]>`, four at a time: the memory brings several rows in the time of one."""
-    whole = n // 4 * 4
-    for first in range(0, whole, 4):
-        r0, r1 = rows[which[first]], rows[which[first + 1]]
-        r2, r3 = rows[which[first + 2]], rows[which[first + 3]]
+def _exactly(x: Array, rows: Array, offset: Array, which: Array, start: int, n: int, found: Array) -> None:
+    """`<x, rows[j]> + offset[j]` for `j` in `which[start:n]`.
+
+    Four rows at a time: the memory brings several in the time of one.
+    """
+    last = n - 1  # comes again where four do not fit: all sums are taken alike
+    for first in range(start, n, 4):
+        i1, i2, i3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+        r0, r1, r2, r3 = rows[which[first]], rows[which[i1]], rows[which[i2]], rows[which[i3]]
         s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for c in range(len(x)):
             s0 += x[c] * r0[c]
             s1 += x[c] * r1[c]
             s2 += x[c] * r2[c]
             s3 += x[c] * r3[c]
-        found[first], found[first + 1], found[first + 2], found[first + 3] = s0, s1, s2, s3
-    for position in range(whole, n):
-        found[position] = _dot(x, rows[which[position]])
+        found[first], found[i1], found[i2], found[i3] = s0, s1, s2, s3
+    for position in range(start, n):
+        found[position] += offset[which[position]]
 
 
 @_compiled
 @no_type_check
-def _largest_first(exact: Array, kept: Array, n_kept: int, k: int, values: Array, latents: Array) -> None:
-    """Insert into the k largest so far, in descending order; an equal one goes behind those before it."""
-    filled = 0
-    for c in range(n_kept):
-        value = exact[c]
-        if filled == k and not value > values[k - 1]:
-            continue
-        at = filled if filled < k else k - 1
-        while at > 0 and values[at - 1] < value:
+def _largest_first(exact: Array, kept: Array, start: int, n_kept: int, k: int, values: Array, latents: Array) -> None:
+    """Insert `start` and further entries into the k largest of those before it, in descending order.
+
+    Of equal ones the first latent leads.
+    """
+    filled = min(start, k)
+    for c in range(start, n_kept):
+        value, latent = exact[c], kept[c]
+        at = filled
+        if filled == k:
+            if value < values[k - 1] or (value == values[k - 1] and latent > latents[k - 1]):
+                continue
+            at = k - 1
+        while at > 0 and (values[at - 1] < value or (values[at - 1] == value and latents[at - 1] > latent)):
             values[at] = values[at - 1]
             latents[at] = latents[at - 1]
             at -= 1
         values[at] = value
-        latents[at] = kept[c]
-        if filled < k:
-            filled += 1
+        latents[at] = latent
+        filled = min(k, filled + 1)
     for c in range(filled, k):
         # Never enough positive ones: any latent that is silent will do.
         values[c] = 0
@@ -228,17 +252,10 @@ def above_floor(
         as_float[0] = floors[t]
         floor = np.int16(as_bits[0] >> 16)  # rounded down
         _group_maxima(row, maxima)
-        n, n_kept = 0, 0
-        for g in range(n_groups):
-            if maxima[g] >= floor:
-                for j in range(g * GROUP, min(m, (g + 1) * GROUP)):
-                    if row[j] >= floor:
-                        kept[n_kept] = j
-                        n_kept += 1
-        _dots(x[t], encoder, kept, n_kept, exact)
+        n, n_kept = 0, _entries_from(row, maxima, floor, ABOVE_ALL, kept, 0)
+        _exactly(x[t], encoder, offset, kept, 0, n_kept, exact)
         for c in range(n_kept):
-            j = kept[c]
-            value = exact[c] + offset[j]
+            j, value = kept[c], exact[c]
             if value > lower[j]:
                 if n < room:
                     values[t, n] = value

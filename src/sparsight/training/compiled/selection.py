@@ -7,18 +7,25 @@ from torch import Tensor
 from sparsight.dictionaries.selection import SAMPLE_ROWS, SLACK, Slots
 from sparsight.training.compiled import kernels
 from sparsight.training.compiled.screen import Screen, ScreenedBlock
-from sparsight.training.compiled.threads import spread
+from sparsight.training.compiled.threads import over
 
 # Room for the entries of a row; more is made where it does not suffice.
 ROOM = 512
+
+# Tokens, latents and values.
+Found = tuple[Tensor, Tensor, Tensor]
 
 
 def screened_top_k(screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], k: int) -> Slots:
     """The `k` largest pre-activations of each row, rectified; `k` slots for every token, those of value 0 silent."""
     values, latents = centred.new_empty(len(centred), k), torch.empty(len(centred), k, dtype=torch.int64)
-    for block in screen.blocks(centred, offset):
-        given = (block.bits, centred[block.rows], screen.encoder, offset, block.slack, block.largest_offset, k)
-        spread(len(block.bits), kernels.top_k_of_screened, *given, values[block.rows], latents[block.rows])
+
+    def choose(block: ScreenedBlock) -> None:
+        given = (block.bits, centred[block.rows], screen.encoder, offset, block.slack)
+        chosen = (values[block.rows], latents[block.rows])
+        over(kernels.top_k_of_screened, *given, block.largest_offset, k, *chosen)
+
+    screen.over_blocks(centred, offset, choose)
     tokens = torch.arange(len(centred)).repeat_interleave(k)
     return Slots(tokens, latents.flatten(), values.flatten(), len(centred))
 
@@ -32,26 +39,28 @@ def screened_batch_top_k(
     among them; if not, a lower guess follows, in the end 0.
     """
     for slack in (SLACK, 4 * SLACK, None):
-        threshold = None if slack is None else slack * n_kept / len(centred)
-        slots = _above(screen, centred, offset, threshold)
+        limit = 0.0 if slack is None else _guess(screen, centred, offset, slack * n_kept / max(1, len(centred)))
+        slots = _above(screen, centred, offset, torch.full_like(offset, limit), limit)
         if len(slots.values) >= n_kept or slack is None:
             break
     kept = _largest(slots.values, n_kept)
     return Slots(slots.tokens[kept], slots.latents[kept], slots.values[kept], slots.n_tokens)
 
 
-def _above(screen: Screen, centred: Tensor, offset: Tensor, per_row: float | None) -> Slots:
-    """All pre-activations above a threshold that about `per_row` of a row exceed; above 0 without it."""
-    lower = torch.zeros_like(offset)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block in screen.blocks(centred, offset):
-        if not parts and per_row is not None:
-            lower.fill_(_guess(block, per_row))
-        found = collect(screen, block, centred, offset, lower, float(lower[0]))
-        assert found is not None  # any number will do
-        parts.append(found)
-    tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
-    return Slots(tokens, latents, values, len(centred))
+def _guess(screen: Screen, centred: Tensor, offset: Tensor, per_row: float) -> float:
+    """A number that about `per_row` entries of a row exceed, never below 0; from a few rows."""
+    sample = centred[:: max(1, len(centred) // SAMPLE_ROWS)].bfloat16()
+    pre = torch.addmm(offset.bfloat16(), sample, screen.rounded.T).flatten().float()
+    if not len(pre):
+        return 0.0
+    rank = min(int(per_row * len(sample)) + 1, len(pre))
+    return max(0.0, float(pre.topk(rank, sorted=False).values.amin()))
+
+
+def _above(screen: Screen, centred: Tensor, offset: Tensor, lower: Tensor, limit: float) -> Slots:
+    """All pre-activations above a limit that is the same for all."""
+    found = screen.over_blocks(centred, offset, lambda block: collect(screen, block, centred, offset, lower, limit))
+    return _joined([part for part in found if part is not None], centred)
 
 
 def screened_above(
@@ -62,23 +71,21 @@ def screened_above(
     Screened is by how far each exceeds its limit, moved up by what screening may be off: of positive numbers in
     bfloat16 the order is that of their bits.
     """
-    above = offset - lower
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block in screen.blocks(centred, above, lifted=True):
-        found = collect(screen, block, centred, offset, lower, block.lift, most)
-        if found is None:
-            return None
-        parts.append(found)
+
+    def work(block: ScreenedBlock) -> Found | None:
+        return collect(screen, block, centred, offset, lower, block.lift, most)
+
+    found = screen.over_blocks(centred, offset - lower, work, lifted=True)
+    parts = [part for part in found if part is not None]
+    return _joined(parts, centred) if len(parts) == len(found) else None
+
+
+def _joined(parts: list[Found], centred: Tensor) -> Slots:
+    if not parts:
+        none = torch.empty(0, dtype=torch.int64)
+        return Slots(none, none, centred.new_empty(0), len(centred))
     tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
     return Slots(tokens, latents, values, len(centred))
-
-
-def _guess(block: ScreenedBlock, per_row: float) -> float:
-    """A number that about `per_row` entries of a row exceed, never below 0."""
-    pre = block.bits.view(torch.bfloat16)
-    sample = pre[:: max(1, len(pre) // SAMPLE_ROWS)].flatten().float()
-    rank = min(int(per_row * len(sample) / pre.shape[1]) + 1, len(sample))
-    return max(0.0, float(sample.topk(rank, sorted=False).values.amin()))
 
 
 def collect(
@@ -89,7 +96,7 @@ def collect(
     lower: Tensor,
     limit: float,
     most: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor] | None:
+) -> Found | None:
     """Tokens, latents and values of a block's pre-activations above the `lower` of their latent.
 
     Args:
@@ -105,7 +112,7 @@ def collect(
     while True:
         counts = torch.zeros(n, dtype=torch.int64)
         values, latents = torch.empty(n, room), torch.empty(n, room, dtype=torch.int64)
-        enough = all(spread(n, kernels.above_floor, *given, counts, values, latents))
+        enough = over(kernels.above_floor, *given, counts, values, latents)
         room = int(counts.max()) if n else 0
         if most is not None and room > most:
             return None
@@ -122,9 +129,7 @@ def _floors(block: ScreenedBlock, limit: float) -> Tensor:
     return (limit - block.slack - rounding * block.largest_offset) / (1 + rounding)
 
 
-def _all_above(
-    screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Tensor, lower: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _all_above(screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Tensor, lower: Tensor) -> Found:
     """The same without screening, where the limit is too near 0 for it."""
     pre = torch.addmm(offset, centred[block.rows], screen.encoder.T)
     rows, latents = (pre > lower).nonzero(as_tuple=True)

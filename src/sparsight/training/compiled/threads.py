@@ -1,13 +1,15 @@
-"""Ranges of rows on as many threads as torch uses. Compiled loops let go of the interpreter's lock."""
+"""Work on as many threads as torch uses. Compiled loops and torch's products let go of the interpreter's lock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from threading import Barrier
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # So many that threads end together though rows differ in what they cost, so few that starting one costs nothing.
@@ -22,7 +24,7 @@ def spread(n: int, kernel: Callable[..., T], *arguments: Any) -> list[T]:
         kernel: A compiled loop.
         arguments: The rest of its arguments; tensors become arrays that share their memory.
     """
-    given = [argument.numpy() if isinstance(argument, Tensor) else argument for argument in arguments]
+    given = _arrays(arguments)
     size = max(1, -(-n // RANGES))
     ranges = [(first, min(first + size, n)) for first in range(0, n, size)]
     threads = torch.get_num_threads()
@@ -31,6 +33,37 @@ def spread(n: int, kernel: Callable[..., T], *arguments: Any) -> list[T]:
     return list(_pool(threads).map(lambda each: kernel(*each, *given), ranges))
 
 
+def over(kernel: Callable[..., T], *arguments: Any) -> T:
+    """`kernel(0, n, *arguments)` in the calling thread, on all `n` rows of its first argument."""
+    return kernel(0, len(arguments[0]), *_arrays(arguments))
+
+
+def _arrays(arguments: Sequence[Any]) -> list[Any]:
+    return [argument.numpy() if isinstance(argument, Tensor) else argument for argument in arguments]
+
+
+def together(work: Callable[[S], T], parts: Sequence[S]) -> list[T]:
+    """`work` on each part, on as many threads as torch uses, each of which has torch to itself; results in order.
+
+    Products of one thread side by side need no common end, after which torch's threads would wait busily for the next
+    one and keep a processor from compiled loops.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) < 2:
+        return [work(part) for part in parts]
+    return list(_pool(threads).map(work, parts))
+
+
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="sparsight")
+    """Threads in whose calls torch takes one thread. To say so in a thread sets what later threads begin with, too."""
+    pool, all_begun = ThreadPoolExecutor(threads, thread_name_prefix="sparsight"), Barrier(threads)
+
+    def begin(_: int) -> None:
+        torch.get_num_threads()  # the first call in a thread would undo what comes next
+        torch.set_num_threads(1)
+        all_begun.wait()
+
+    list(pool.map(begin, range(threads)))
+    torch.set_num_threads(threads)
+    return pool
