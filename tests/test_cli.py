@@ -53,6 +53,40 @@ def test_compare_orders_pursuit_below_refit_below_encoder(folder, dictionary, ca
     assert fvu["pursuit"] < fvu["refit"] < fvu["encoder"]
 
 
+@pytest.mark.slow
+def test_evaluate_trains_the_noise_floor_it_is_asked_for(folder, dictionary, capsys):
+    arguments = ("evaluate", dictionary, "--activations", folder / "store", "--random-model-tokens", 2000)
+    suite = ("--suite", "absorption", "--suite-examples", 16)
+    assert run(*arguments, *suite, "--baseline-tokens", 1024, "--gap-tokens", 0, "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    ((name, found),) = result["evaluations"].items()
+    assert [row["baseline"] for row in found["baselines"]][-2:] == ["same recipe", "random model"]
+    floors = [score["floors"] for b in result["suites"][name]["benchmarks"] for score in b["scores"] if score["value"]]
+    assert floors
+    assert {"random model", "same recipe"} <= set(floors[0])
+
+
+def test_features_are_reported_with_the_latents_that_recover_them(folder, dictionary, tmp_path, capsys):
+    arguments = ("features", "--activations", folder / "store", "--dictionary", dictionary)
+    only = ("--feature", "is_number", "--no-model")
+    assert run(*arguments, *only, "--out", tmp_path / "found", "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [f["name"] for f in result["features"]] == ["is_number"]
+    assert {s["feature"] for s in result["latent_sets"]} == {"is_number"}
+    assert result["representations"][0]["represented"]
+    assert any(link["measure"] == "AUROC" and link["value"] > 0.6 for link in result["links"])
+    assert json.loads((tmp_path / "found" / "features.json").read_text())["seed"] == 0
+    assert "<svg" in (tmp_path / "found" / "features.html").read_text()
+    assert "is_number" in (tmp_path / "found" / "features.txt").read_text()
+
+
+def test_features_of_an_unknown_name_or_site_are_refused(folder, capsys):
+    assert run("features", "--activations", folder / "store", "--feature", "colour", "--quiet") == 1
+    assert "has no feature 'colour'" in capsys.readouterr().err
+    assert run("features", "--activations", folder / "store", "--site", "9.resid_post", "--quiet") == 1
+    assert "expected 9.resid_post" in capsys.readouterr().err
+
+
 def test_help_of_every_command_shows_an_example(capsys):
     for command in ("doctor", "demo", "harvest", "train", "evaluate", "compare"):
         assert run(command, "--help") == 0

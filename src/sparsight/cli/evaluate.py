@@ -46,6 +46,15 @@ def evaluate(
     ] = False,
     no_first: Annotated[bool, typer.Option("--no-first", help="Leave out the first token of each context.")] = False,
     baseline_tokens: Annotated[int, typer.Option("--baseline-tokens", min=0, help="For baselines; 0: none.")] = 8192,
+    random_model_tokens: Annotated[
+        int,
+        typer.Option(
+            "--random-model-tokens",
+            min=0,
+            help="Train a dictionary of this kind on so many tokens, on this model and on the model with its weights "
+            "drawn anew, as a noise floor, here and in the benchmarks; 0: none.",
+        ),
+    ] = 0,
     gap_tokens: Annotated[
         int, typer.Option("--gap-tokens", min=0, help="Training tokens for the held-out gap; 0: none.")
     ] = 65_536,
@@ -104,6 +113,7 @@ def evaluate(
         shrinkage_tokens=shrinkage_tokens,
         gap_tokens=gap_tokens,
         baseline_tokens=baseline_tokens,
+        random_model_tokens=random_model_tokens,
         by=by,
         classes=_classes(),
         policy=TokenPolicy(outliers=not no_outliers, first=not no_first),

@@ -34,6 +34,7 @@ def evaluate(
     shrinkage_tokens: int = 0,
     gap_tokens: int = 65_536,
     baseline_tokens: int = 8_192,
+    random_model_tokens: int = 0,
     by: Sequence[str] | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     policy: TokenPolicy | None = None,
@@ -71,6 +72,8 @@ def evaluate(
             refits every code, at several times the cost of coding.
         gap_tokens: Training tokens for the held-out gap; 0 leaves it out.
         baseline_tokens: Tokens for the baselines; 0 leaves them out.
+        random_model_tokens: Tokens to train two further baselines on: a dictionary of this kind on this model, and one
+            on the model with its weights drawn anew. 0 leaves them out.
         by: What to break the tokens down by: "position", "norm", names of labels. Default: position, norm, and the
             label "domain" where there is one.
         classes: Names of the classes of labels; numbers are used where absent.
@@ -89,7 +92,7 @@ def evaluate(
     Raises:
         ValueError: widths differ, or an argument is out of range.
         DataError: the store lacks the site or the split, or the dictionary was made for another site or model.
-        UndefinedMetric: the activations do not vary.
+        UndefinedMetric: the activations do not vary, or with `random_model_tokens` nothing can be trained.
     """
     began = time.perf_counter()
     settings = Settings(
@@ -102,6 +105,7 @@ def evaluate(
         shrinkage_tokens=shrinkage_tokens,
         gap_tokens=gap_tokens,
         baseline_tokens=baseline_tokens,
+        random_model_tokens=random_model_tokens,
         by=by,
         classes=classes or {},
         policy=policy or TokenPolicy(),

@@ -24,6 +24,7 @@ from sparsight.evaluation.panel_pass import shrinkage_panel
 from sparsight.evaluation.reading import Predicts, StoredActivations, reported, row_blocks
 from sparsight.evaluation.record import Evaluation, LossRecord, SearchRecord
 from sparsight.evaluation.record_values import Drawn, Resampling
+from sparsight.evaluation.retraining import Retrained, records_of, retrained
 from sparsight.evaluation.sides import Reading, SiteSums, reading_of
 from sparsight.evaluation.special_tokens import special_side
 from sparsight.evaluation.splice import FromSite, KnownLosses
@@ -48,6 +49,7 @@ class Settings:
     shrinkage_tokens: int = 0
     gap_tokens: int = 65_536
     baseline_tokens: int = 8192
+    random_model_tokens: int = 0
     by: Sequence[str] | None = None
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     policy: TokenPolicy = field(default_factory=TokenPolicy)
@@ -88,6 +90,7 @@ class Measuring:
         self.sums: Sums
         self.by_site: SiteSums
         self.drawn: Drawn
+        self.retrained: list[Retrained] = []
 
     def pass_over_rows(self) -> None:
         """Mean and norms first, then everything that adds up over tokens."""
@@ -229,19 +232,30 @@ class Measuring:
         arms |= baselines_of(Moments.of(x_fit), self.dictionary.n_latents, l0, self.settings.seed)
         causal = model if model is not None and model.has_causal_loss else None
         loss_tokens = min(n, self.settings.loss_tokens or n)
+        where = {"model": causal, "part": self.part, "site": self.reading.site, "loss_tokens": loss_tokens}
         try:
-            return measure_baselines(
-                arms,
-                x,
-                ids,
-                self.resampling,
-                model=causal,
-                part=self.part,
-                site=self.reading.site,
-                loss_tokens=loss_tokens,
-            ), None
+            found = measure_baselines(arms, x, ids, self.resampling, **where)  # type: ignore[arg-type]
         except UndefinedMetric:
-            return measure_baselines(arms, x, ids, self.resampling), None
+            found = measure_baselines(arms, x, ids, self.resampling)
+        return found + self._of_random_model(model), None
+
+    def _of_random_model(self, model: Predicts | None) -> list[BaselineRecord]:
+        """What training a dictionary like this one gives on this model, and on one that has learnt nothing."""
+        settings = self.settings
+        if not settings.random_model_tokens:
+            return []
+        if not isinstance(self.store, StoredActivations):
+            raise ValueError("a random model is compared for one store; leave random_model_tokens at 0")
+        self.retrained = retrained(
+            self.dictionary,
+            self.store,
+            model,
+            self.reading.site,
+            n_tokens=settings.random_model_tokens,
+            n_heldout=settings.baseline_tokens,
+            seed=settings.seed,
+        )
+        return records_of(self.retrained, self.resampling)
 
     def _own_arm(self) -> Reconstruct:
         def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.evaluation import sums as terms
-from sparsight.evaluation.benchmarks.run import BenchmarkSuite, run_suite
+from sparsight.evaluation.benchmarks.run import BenchmarkSuite, run_suite, with_floors
 from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.measuring import Measuring, Settings
 from sparsight.evaluation.reading import StoredActivations, check_model
@@ -104,19 +104,20 @@ def evaluate_side_by_side(
     suites = {}
     for name, dictionary in dictionaries.items() if suite is not None else ():
         first = store if isinstance(store, StoredActivations) else store[0]
-        suites[name] = run_suite(
-            dictionary,
-            first,
-            model=model,
-            names=suite or None,
-            n_examples=suite_examples,
-            site=site,
-            n_resamples=resampling.n_resamples,
-            level=resampling.level,
-            seed=settings.seed,
-            force=settings.force,
-            progress=settings.progress,
-        )
+        asked = {
+            "names": suite or None,
+            "n_examples": suite_examples,
+            "n_resamples": resampling.n_resamples,
+            "level": resampling.level,
+            "seed": settings.seed,
+            "progress": settings.progress,
+        }
+        run = run_suite(dictionary, first, model=model, site=site, force=settings.force, **asked)  # type: ignore[arg-type]
+        for one in found[name].retrained:
+            # Without a model: nothing is asked of one that has learnt nothing.
+            beside = run_suite(one.dictionary, one.store, **asked)  # type: ignore[arg-type]
+            run = with_floors(run, one.name, beside)
+        suites[name] = run
     pairs = tuple(
         _difference(first, second, found[first], found[second])
         for first, second in combinations(found, 2)

@@ -291,6 +291,21 @@ def run_suite(
     )
 
 
+def with_floors(suite: BenchmarkSuite, name: str, beside: BenchmarkSuite) -> BenchmarkSuite:
+    """The scores of one run, with those of another as floors of that name, where both have a value."""
+    others = {(b.benchmark, s.name): s.value for b in beside.benchmarks for s in b.scores}
+
+    def floored(benchmark: Benchmark) -> Benchmark:
+        scores = []
+        for score in benchmark.scores:
+            value = others.get((benchmark.benchmark, score.name))
+            floors = score.floors if value is None else {**score.floors, name: value.value}
+            scores.append(score.model_copy(update={"floors": floors}))
+        return benchmark.model_copy(update={"scores": tuple(scores)})
+
+    return suite.model_copy(update={"benchmarks": tuple(floored(b) for b in suite.benchmarks)})
+
+
 def _refuse_without_model(name: str, model: Any, store: StoredActivations) -> None:
     if name in NEED_MODEL and model is None:
         raise DataError("no model was given to answer its prompts")
