@@ -25,7 +25,7 @@ from sparsight.circuits.discovery import (
 )
 from sparsight.circuits.discovery.effects import parents_of
 from sparsight.circuits.metric import Metric
-from sparsight.dictionaries import ReLU, TopK
+from sparsight.dictionaries import ReLU, TopK, Transcoder
 from sparsight.errors import DataError, FormatError, UndefinedMetric
 from sparsight.models import Site, load_model
 
@@ -72,6 +72,31 @@ def test_every_node_kept_is_the_model_and_none_is_nothing(name, ablation):
         assert faithfulness(nothing, lm, dictionaries, examples).value == 0.0
         assert completeness(everything, lm, dictionaries, examples).value == 0.0
         assert completeness(nothing, lm, dictionaries, examples).value == 1.0
+
+
+def with_transcoder(name):
+    """A transcoder of the second MLP between dictionaries of the stream before and after it."""
+    lm = tiny(name)
+    sites = [Site.parse(s) for s in ("1.resid_mid", "1.mlp_out", "1.resid_post")]
+    configs = (ReLU(24, l1=1e-3), Transcoder(24, k=6), ReLU(24, l1=1e-3))
+    return {s: dictionary_at(lm, s, config, seed=i) for i, (s, config) in enumerate(zip(sites, configs, strict=True))}
+
+
+@pytest.mark.parametrize("ablation", ["paired", "mean"])
+def test_a_circuit_with_a_transcoder_keeps_the_identities(ablation):
+    with KeepFloat64():
+        lm, nodes, examples = tiny("gpt2"), with_transcoder("gpt2"), examples_of("gpt2")
+        found = find_circuit(lm, nodes, examples, node_threshold=0, edge_threshold=-1, steps=1, ablation=ablation)
+        everything = found.with_nodes({s: torch.ones_like(e, dtype=torch.bool) for s, e in found.effects.items()})
+        nothing = found.with_nodes({s: torch.zeros_like(e, dtype=torch.bool) for s, e in found.effects.items()})
+        assert faithfulness(everything, lm, nodes, examples).value == 1.0
+        assert completeness(everything, lm, nodes, examples).value == 0.0
+        assert faithfulness(nothing, lm, nodes, examples).value == 0.0
+    # Latents of the transcoder code what the first site writes: edges run from there to them, and from them on.
+    ends = [{edge.source for edge in found.record.edges if edge.target.startswith("1.mlp_out/latent")},
+            {edge.target for edge in found.record.edges if edge.source.startswith("1.mlp_out/latent")}]  # fmt: skip
+    assert {end.split("/")[0] for end in ends[0]} == {"1.resid_mid"}
+    assert {end.split("/")[0] for end in ends[1]} == {"1.resid_post"}
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -138,8 +163,9 @@ def act_total(lm, examples):
     return (values[0] - values[1]).mean()
 
 
+@pytest.mark.parametrize("placed", [dictionaries_of, with_transcoder])
 @pytest.mark.parametrize("name", MODELS)
-def test_small_changes_do_what_nodes_and_edges_predict(name):
+def test_small_changes_do_what_nodes_and_edges_predict(name, placed):
     """Words whose embeddings differ by 1e-6: first order is then all there is, and acting must agree with it."""
     g = torch.Generator().manual_seed(5)
     with KeepFloat64():
@@ -150,7 +176,7 @@ def test_small_changes_do_what_nodes_and_edges_predict(name):
         others = words + 30 * (torch.arange(7) == 2)
         texts, patches = ([" ".join(f"w{i}" for i in row) for row in r.tolist()] for r in (words, others))
         examples = Examples.of_answers(lm, texts, ["w1"] * 4, ["w2"] * 4, patches)
-        dictionaries = dictionaries_of(name)
+        dictionaries = placed(name)
         found = find_circuit(lm, dictionaries, examples, node_threshold=0, edge_threshold=0, max_nodes=10, steps=1)
         nodes = act_on_nodes(found, lm, dictionaries, examples)
         edges = act_on_edges(found, lm, dictionaries, examples)
@@ -317,6 +343,9 @@ def test_what_is_no_circuit_is_refused():
             Examples.of_answers(lm, ["w1 w2"], ["w1 w3"], ["w2"])
         with pytest.raises(ValueError, match="needs pairs"):
             find_circuit(lm, d, Examples(e.clean, None, e.metric), ablation="paired")
+        skipping = {Site.parse("1.mlp_out"): dictionary_at(lm, "1.mlp_out", Transcoder(24, k=6, skip=True))}
+        with pytest.raises(ValueError, match="has a skip, which is no node"):
+            find_circuit(lm, skipping, e, node_threshold=0, edges=False, steps=1)
         nan = Metric(lambda logits, rows: logits[:, -1, 0].detach() * float("nan"))
         with pytest.raises(UndefinedMetric, match="is nan"):
             find_circuit(lm, d, Examples(e.clean, e.patch, nan))

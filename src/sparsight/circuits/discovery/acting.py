@@ -7,12 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsight.circuits.discovery.changes import Change, changes
+from sparsight.circuits.discovery.changes import Change, changes, nodes_at
 from sparsight.circuits.discovery.circuit import OUTPUT, Circuit
 from sparsight.circuits.discovery.effects import judged_values, parents_of
 from sparsight.circuits.discovery.examples import Examples
 from sparsight.circuits.nodes import AbstractNodes, Placed, nodes_of
-from sparsight.circuits.splice import take_apart
 from sparsight.evaluation.frozen_record import Record
 from sparsight.models import Edit, LanguageModel, Site
 
@@ -92,8 +91,7 @@ def act_on_edges(
         else:
             target = by_id[edge.target]
             into = Site.parse(target.site)
-            x = lm.activations(stage.examples.clean.to(lm.device), [into], edits=stage.held(into, at, moved))[into]
-            response = stage.part(into, x, target.index, target.position)
+            response = stage.response(into, stage.held(into, at, moved), target.index, target.position)
             found = stage.metric({into: _Add(response)}) - clean
         acted.append(Acted(id=f"{edge.source} -> {edge.target}", predicted=edge.weight, found=float(found.mean())))
     return _compared(acted)
@@ -136,11 +134,10 @@ class _Stage:
             amount = amount + change.shift[:, index] * change.where
         return self._at(amount[..., None] * self.nodes[site].atoms[index], position)
 
-    def part(self, site: Site, x: Float[Tensor, "b t d"], index: int | None, position: int | None) -> Tensor:
-        """By how much the activation at a site changes when one of its nodes takes the value it has in `x`."""
-        nodes, where = self.nodes[site], self.changes[site].where
-        start = self.changes[site].start
-        before, after = (take_apart(nodes, y, y, where)[0] for y in (start, x))
+    def response(self, site: Site, edits: dict[Site, Edit], index: int | None, position: int | None) -> Tensor:
+        """By how much the activation at a site changes when one of its nodes takes the value it has under edits."""
+        nodes, before = self.nodes[site], self.changes[site].clean.nodes
+        after = nodes_at(self.lm, {site: nodes}, self.examples.clean.to(self.lm.device), edits)[site].nodes
         if index is None:
             return self._at(after.error - before.error, position)
         values = [n.values.masked_fill(n.indices != index, 0).sum(dim=2) for n in (before, after)]

@@ -12,7 +12,7 @@ from sparsight.circuits.discovery.examples import Examples
 from sparsight.circuits.nodes import AbstractNodes
 from sparsight.circuits.splice import NodeValues, take_apart
 from sparsight.errors import UndefinedMetric
-from sparsight.models import LanguageModel, Site, Tokens
+from sparsight.models import Edit, LanguageModel, Site, Tokens
 
 Ablation = Literal["paired", "mean", "zero"]
 
@@ -46,12 +46,29 @@ class Means:
 
 
 @dataclass(frozen=True, eq=False)
+class Standing:
+    """What one pass had at a site.
+
+    Attributes:
+        nodes: Nodes that the activation is taken apart into.
+        x: What they code: the activation at the site, or at the one that a transcoder reads.
+        y: The activation at the site.
+        offset: What the nodes are added to; 0 at tokens that are not coded.
+    """
+
+    nodes: NodeValues
+    x: Float[Tensor, "b t d_in"]
+    y: Float[Tensor, "b t d"]
+    offset: Float[Tensor, "b t d"]
+
+
+@dataclass(frozen=True, eq=False)
 class Change:
     """What ablating every node of a site does to a batch: the activation goes from `start` to `start + way`.
 
     Attributes:
         nodes: Of the site.
-        start: What stands at the site.
+        clean: What the unedited pass had there.
         where: Tokens whose nodes change.
         indices, values: One slot for each part of a latent's change; those of one latent add up.
         shift: A change of every latent at every changed token, by position; None without.
@@ -59,12 +76,17 @@ class Change:
     """
 
     nodes: AbstractNodes
-    start: Float[Tensor, "b t d"]
+    clean: Standing
     where: Bool[Tensor, "b t"]
     indices: Int64[Tensor, "b t k"]
     values: Float[Tensor, "b t k"]
     shift: Float[Tensor, "t n_latents"] | None
     error: Float[Tensor, "b t d"]
+
+    @property
+    def start(self) -> Float[Tensor, "b t d"]:
+        """What stands at the site."""
+        return self.clean.y
 
     @property
     def way(self) -> Float[Tensor, "b t d"]:
@@ -96,13 +118,18 @@ class Change:
 
 
 def nodes_at(
-    lm: LanguageModel, nodes: Mapping[Site, AbstractNodes], tokens: Tokens
-) -> dict[Site, tuple[NodeValues, Float[Tensor, "b t d"]]]:
-    """Nodes and activations of every site in an unedited pass."""
-    with torch.no_grad():
-        x = lm.activations(tokens, list(nodes))
-        counted = tokens.counted.to(lm.device)
-        return {site: (take_apart(n, x[site], x[site], counted)[0], x[site]) for site, n in nodes.items()}
+    lm: LanguageModel, nodes: Mapping[Site, AbstractNodes], tokens: Tokens, edits: Mapping[Site, Edit] | None = None
+) -> dict[Site, Standing]:
+    """Nodes and activations of every site in a pass; differentiable where gradients are on."""
+    wanted = sorted({site for at in nodes.values() for site in (at.reads, at.writes)})
+    found = lm.activations(tokens, wanted, edits=edits)
+    counted = tokens.counted.to(lm.device)
+    made = {}
+    for site, at in nodes.items():
+        x, y = found[at.reads], found[site]
+        own, offset = take_apart(at, x, y, counted)
+        made[site] = Standing(own, x, y, offset)
+    return made
 
 
 def changes(
@@ -117,23 +144,25 @@ def changes(
 
     Errors take up what the offset changes, so that all nodes together lead from one activation to the other.
     """
-    own = nodes_at(lm, nodes, tokens)
-    other = None if patch is None or ablation != "paired" else nodes_at(lm, nodes, patch)
+    with torch.no_grad():
+        own = nodes_at(lm, nodes, tokens)
+        other = None if patch is None or ablation != "paired" else nodes_at(lm, nodes, patch)
     where = tokens.counted.to(lm.device)
     found = {}
-    for site, (mine, x) in own.items():
+    for site, at in own.items():
+        mine = at.nodes
         indices, values, shift = mine.indices, -mine.values, None
         if other is not None:
-            theirs = other[site][0]
+            theirs = other[site].nodes
             indices, values = torch.cat([indices, theirs.indices], dim=2), torch.cat([values, theirs.values], dim=2)
-            error = theirs.error - mine.error
+            error = theirs.error - mine.error + (other[site].offset - at.offset)
         elif ablation == "mean":
-            mean = means[site].at(x.shape[1])
-            shift = mean.values.to(x)
-            error = (mean.error.to(x) - mine.error) * where[..., None]
+            mean = means[site].at(at.y.shape[1])
+            shift = mean.values.to(at.y)
+            error = (mean.error.to(at.y) - mine.error) * where[..., None]
         else:
             error = -mine.error * where[..., None]
-        found[site] = Change(nodes[site], x, where, indices, values, shift, error)
+        found[site] = Change(nodes[site], at, where, indices, values, shift, error)
     return found
 
 
@@ -157,9 +186,11 @@ def mean_nodes(
     for start in range(0, len(tokens), batch_size):
         batch = tokens[start : start + batch_size]
         counted = batch.counted[..., None]
-        for site, (own, _) in nodes_at(lm, nodes, batch).items():
-            sums[site] += own.to_dense(nodes[site].n_latents).cpu().double().sum(dim=0)
-            errors[site] += (own.error.cpu().double() * counted).sum(dim=0)
+        with torch.no_grad():
+            own = {site: at.nodes for site, at in nodes_at(lm, nodes, batch).items()}
+        for site, at in own.items():
+            sums[site] += at.to_dense(nodes[site].n_latents).cpu().double().sum(dim=0)
+            errors[site] += (at.error.cpu().double() * counted).sum(dim=0)
     counts = tokens.counted.sum(dim=0).double()[:, None]
     if not by_position:
         counts = counts.sum(dim=0, keepdim=True)

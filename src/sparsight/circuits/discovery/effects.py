@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from sparsight.circuits.discovery.changes import Ablation, Change, Means, changes
+from sparsight.circuits.discovery.changes import Ablation, Change, Means, changes, nodes_at
 from sparsight.circuits.discovery.examples import Examples
 from sparsight.circuits.nodes import AbstractNodes
-from sparsight.circuits.splice import take_apart
+from sparsight.circuits.splice import NodeValues
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.reading import reported
 from sparsight.models import Edit, LanguageModel, Site, Tokens
@@ -245,8 +245,8 @@ def _into(
         metric = examples.metric.of(judged_values(lm, examples, batch.tokens, edits), batch.rows).sum()
         scores: list[tuple[Key, Tensor]] = [((None, 0, 0), metric)]
     else:
-        x = lm.activations(batch.tokens, [site], edits=edits)[site]
-        scores = _scores(nodes[site], x, batch, gradients[site], site, targets[site], path.by_position)
+        own = nodes_at(lm, {site: nodes[site]}, batch.tokens, edits)[site].nodes
+        scores = _scores(nodes[site], own, gradients[site], site, targets[site], path.by_position)
     for key, score in scores:
         pulled = (
             torch.autograd.grad(score, list(leaves.values()), retain_graph=True, allow_unused=True)
@@ -264,16 +264,13 @@ def _into(
 
 def _scores(
     nodes: AbstractNodes,
-    x: Float[Tensor, "b t d"],
-    batch: Batch,
+    own: NodeValues,
     gradient: Float[Tensor, "b t d"],
     site: Site,
     wanted: Sequence[tuple[int, int]],
     by_position: bool,
 ) -> list[tuple[Key, Tensor]]:
     """`g . (node as a function of its inputs)` of each target, summed over the batch (and over positions)."""
-    where = batch.tokens.counted
-    own, _ = take_apart(nodes, x, x, where)
     dense = own.to_dense(nodes.n_latents)
     scores: list[tuple[Key, Tensor]] = []
     for position, column in wanted:

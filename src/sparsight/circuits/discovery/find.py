@@ -19,7 +19,7 @@ from sparsight.circuits.discovery.circuit import (
 )
 from sparsight.circuits.discovery.effects import Path, edge_effects, node_effects
 from sparsight.circuits.discovery.examples import Examples
-from sparsight.circuits.nodes import AbstractNodes, Placed, nodes_of
+from sparsight.circuits.nodes import AbstractNodes, DictionaryNodes, Placed, nodes_of
 from sparsight.models import LanguageModel, Site
 
 
@@ -47,7 +47,8 @@ def find_circuit(
 
     Args:
         lm: The model.
-        dictionaries: By site; also neurons or directions (`NeuronNodes`, `DirectionNodes`), the baselines.
+        dictionaries: By site; a transcoder at the one it writes at. Also neurons or directions (`NeuronNodes`,
+            `DirectionNodes`), the baselines.
         examples: Sequences with their metric, with pairs or without.
         node_threshold, edge_threshold: Least absolute mean effect and weight, in units of the metric.
         max_nodes: At most this many, those with the largest effects.
@@ -113,8 +114,10 @@ def find_circuit(
 
 
 def _check(nodes: Mapping[Site, AbstractNodes]) -> None:
+    """Refuse what has a part that is neither latent, error nor constant, so that no node would stand for it."""
     for site, one in nodes.items():
-        if one.reads != one.writes:
+        if isinstance(one, DictionaryNodes) and getattr(one.dictionary, "W_skip", None) is not None:
             raise ValueError(
-                f"nodes at {site} read at {one.reads}: circuits take nodes of one site; leave transcoders out"
+                f"the transcoder at {site} has a skip, which is no node: a circuit of its latents would leave out what "
+                "passes beside them; use one without"
             )

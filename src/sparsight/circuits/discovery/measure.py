@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from sparsight.circuits.discovery.changes import Means
@@ -14,12 +14,11 @@ from sparsight.circuits.discovery.circuit import Circuit
 from sparsight.circuits.discovery.effects import judged_values
 from sparsight.circuits.discovery.examples import Examples
 from sparsight.circuits.nodes import AbstractNodes, Placed, nodes_of
-from sparsight.circuits.splice import take_apart
-from sparsight.codes import SparseCode
+from sparsight.circuits.splice import NodeValues, Splice
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.bootstrap import bootstrap
 from sparsight.evaluation.frozen_record import Record
-from sparsight.models import Edit, LanguageModel, Site
+from sparsight.models import LanguageModel, Site
 
 Errors = Literal["as found", "all", "none"]
 
@@ -100,40 +99,37 @@ class Bench:
             rows = slice(start, start + self.batch_size)
             tokens = self.examples.clean[rows].to(self.lm.device)
             where = tokens.counted
-            edits: dict[Site, Edit] = {}
-            for site, mask in (kept or {}).items():
-                edits[site] = partial(keep_only, self.nodes[site], mask.to(self.lm.device), self.means.get(site), where)
+            change = {
+                site: partial(_kept_alone, self.nodes[site], mask.to(self.lm.device), self.means.get(site), where)
+                for site, mask in (kept or {}).items()
+            }
+            splice = Splice({site: self.nodes[site] for site in change}, where=where, change=change)
+            edits = splice.edits()
             values = judged_values(self.lm, self.examples, tokens, edits)
             numbers = torch.arange(len(self.examples))[rows].to(values.device)
             found.append(self.examples.metric.of(values, numbers).double().cpu())
         return torch.cat(found)
 
 
-def keep_only(
-    nodes: AbstractNodes,
-    kept: Bool[Tensor, "p n"],
-    means: Means | None,
-    where: Bool[Tensor, "b t"],
-    x: Float[Tensor, "b t d"],
-) -> Float[Tensor, "b t d"]:
-    """`x` with every node that is not kept set to its mean (or to 0), at tokens that are coded.
+def _kept_alone(
+    nodes: AbstractNodes, kept: Bool[Tensor, "p n"], means: Means | None, where: Bool[Tensor, "b t"], own: NodeValues
+) -> NodeValues:
+    """Nodes with every one that is not kept at its mean (or at 0), at tokens that are coded.
 
-    Written as a change to `x`, so that keeping everything leaves it as it is, to the last bit.
+    What latents that are silent gain by their means is handed to the error, which has room for it. Where everything is
+    kept nothing is changed, so that the splice leaves the activation as it is, to the last bit.
     """
-    b, t, d = x.shape
+    t = own.values.shape[1]
     mask = kept.expand(t, -1) if len(kept) == 1 else kept
-    own, _ = take_apart(nodes, x, x, where)
-    positions = torch.arange(t, device=x.device)[None, :, None].expand_as(own.indices)
-    gone = own.values.masked_fill(mask[positions, own.indices], 0)
-    code = SparseCode(own.indices.flatten(0, 1), gone.flatten(0, 1), nodes.n_latents)
-    change = -nodes.add_up(code).view(b, t, d)
-    error_gone = ~mask[:, -1][None, :, None] & where[..., None]
-    change = change - own.error * error_gone
+    positions = torch.arange(t, device=own.indices.device)[None, :, None].expand_as(own.indices)
+    values = own.values.masked_fill(~mask[positions, own.indices], 0)
+    gone = ~mask[:, -1][None, :, None] & where[..., None]
+    error = own.error.masked_fill(gone, 0)
     if means is not None:
         mean = means.at(t)
-        goal = mean.values.to(x).masked_fill(mask[:, :-1], 0) @ nodes.atoms
-        change = change + goal * where[..., None] + mean.error.to(x) * error_gone
-    return x + change
+        goal = mean.values.to(error).masked_fill(mask[:, :-1], 0) @ nodes.atoms
+        error = error + goal * where[..., None] + mean.error.to(error) * gone
+    return NodeValues(own.indices, values, error)
 
 
 def share(
