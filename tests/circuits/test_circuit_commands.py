@@ -1,6 +1,7 @@
 """`sparsight circuit` and `sparsight shift`: what is written, and what is refused before any work."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -51,6 +52,24 @@ def test_shift_writes_its_judgements(folder, tmp_path, capsys):
     assert "judged 4 nodes (labels)" in capsys.readouterr().out
     record = json.loads((out / "shift.json").read_text())
     assert len(record["judgements"]) == 4
+
+
+def test_shift_is_judged_in_a_page(folder, tmp_path):
+    out = tmp_path / "p"
+    call = ("shift", folder, "--site", "embed", "--texts", 16, "--test-texts", 16, "--judged", 4, "--unjudged",
+            "remove", "--unclear", "remove", "--judge", "page", "--out", out)  # fmt: skip
+    assert run(*call) == 0
+    page = (out / "judge.html").read_text()
+    assert not (out / "shift.json").exists()
+    nodes = re.findall(r'data-site="([^"]+)" data-latent="(\d+)"', page)
+    assert len(nodes) == 4
+    answers = [{"site": site, "latent": int(j), "verdict": "keep"} for site, j in nodes]
+    (tmp_path / "answers.json").write_text(json.dumps({"answers": answers}))
+    assert run(*call, "--answers", tmp_path / "answers.json") == 0
+    record = json.loads((out / "shift.json").read_text())
+    assert {one["verdict"] for one in record["judgements"]} == {"keep"}
+    assert (record["unjudged"], record["judge"]) == ("remove", "person, by page")
+    assert run(*call[:-4], "--judge", "labels", "--out", out, "--answers", tmp_path / "answers.json") == 2
 
 
 def test_wrong_calls_end_with_2(folder, tmp_path, capsys):

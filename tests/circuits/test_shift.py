@@ -14,11 +14,13 @@ from sparsight.circuits.shift import (
     LabelJudge,
     LabelledText,
     LabelledTexts,
+    PageJudge,
     PersonJudge,
     bias_in_bios,
     fit_classifier,
     organism_biographies,
     shift,
+    write_page,
 )
 from sparsight.circuits.shift.baselines import erasing, text_eraser, without_words, word_eraser
 from sparsight.circuits.shift.biographies import BIOS_PROFESSIONS
@@ -325,6 +327,29 @@ def test_a_person_is_asked_until_the_answer_is_one():
     found = PersonJudge(ask=lambda _: next(said), show=shown.append)(an_evidence(), "tell it", ("a", "b"))
     assert found.verdict == "remove"
     assert any("**she**" in line for line in shown)
+
+
+def test_answers_saved_from_a_page_are_the_judgements(tmp_path):
+    file = tmp_path / "answers.json"
+    file.write_text('{"answers": [{"site": "embed", "latent": 3, "verdict": "keep"}]}')
+    assert PageJudge(file)(an_evidence(), "tell it", ("a", "b")).verdict == "keep"
+    file.write_text('{"answers": [{"site": "embed", "latent": 4, "verdict": "keep"}]}')
+    with pytest.raises(DataError, match="says nothing of latent 3 at embed"):
+        PageJudge(file)(an_evidence(), "tell it", ("a", "b"))
+    file.write_text('{"answers": [{"site": "embed", "latent": 3, "verdict": "maybe"}]}')
+    with pytest.raises(DataError, match="holds no answers"):
+        PageJudge(file)(an_evidence(), "tell it", ("a", "b"))
+    with pytest.raises(DataError, match="cannot read the answers"):
+        PageJudge(tmp_path / "none.json")(an_evidence(), "tell it", ("a", "b"))
+
+
+def test_a_page_shows_the_evidence_as_text(tmp_path):
+    write_page([an_evidence()], "tell <it>", ("a & b", "c"), tmp_path / "judge.html")
+    page = (tmp_path / "judge.html").read_text()
+    assert "tell &lt;it&gt; (a &amp; b or c)" in page
+    assert 'data-site="embed" data-latent="3"' in page
+    assert "**she**" in page
+    assert "http" not in page
 
 
 def test_biographies_come_from_a_file_of_the_public_schema(tmp_path):

@@ -4,6 +4,7 @@ from sparsight.circuits.shift.biographies import LabelledText, LabelledTexts, bi
 from sparsight.circuits.shift.chat import ChatJudge
 from sparsight.circuits.shift.classifier import Accuracies, Classifier, accuracies, fit_classifier
 from sparsight.circuits.shift.judges import DisambiguatedJudge, Judgement, LabelJudge, PersonJudge
+from sparsight.circuits.shift.page import PageJudge, write_page
 from sparsight.circuits.shift.removal import ablation, keeping
 from sparsight.circuits.shift.shift import shift
 from sparsight.circuits.shift.shift_record import Shift, ShiftRecord
@@ -17,6 +18,7 @@ __all__ = [
     "LabelJudge",
     "LabelledText",
     "LabelledTexts",
+    "PageJudge",
     "PersonJudge",
     "Shift",
     "ShiftRecord",
@@ -27,4 +29,5 @@ __all__ = [
     "keeping",
     "organism_biographies",
     "shift",
+    "write_page",
 ]

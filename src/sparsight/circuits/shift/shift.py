@@ -55,10 +55,14 @@ class Found:
     def candidates(self) -> dict[Site, list[int]]:
         return {site: list(latents) for site, latents in self.exact.items()}
 
+    @property
+    def task(self) -> str:
+        """As judges are told it."""
+        return f"tell the {self.biased.target}"
+
     def judged_by(self, judge: Judge) -> list[Judgement]:
         """A verdict on each candidate."""
-        classes = self.biased.target_classes
-        return judge_all(judge, self.evidence, f"tell the {self.biased.target}", classes)
+        return judge_all(judge, self.evidence, self.task, self.biased.target_classes)
 
 
 def find(
@@ -169,9 +173,14 @@ def shift(
     """
     found = find(
         lm, dictionaries, biased, site=site, n_judged=n_judged, l2=l2, batch_size=batch_size,
-        ranked_by="magnitude" if unjudged == "remove" else "support",
+        ranked_by=ranking(unjudged),
     )  # fmt: skip
     return correct(found, judge, test=test, unclear=unclear, unjudged=unjudged, l2=l2, batch_size=batch_size)
+
+
+def ranking(unjudged: str) -> Ranking:
+    """By what nodes to judge are chosen: all that matter, where the others are removed."""
+    return "magnitude" if unjudged == "remove" else "support"
 
 
 def correct(
