@@ -1,6 +1,6 @@
 """Circuits of the organism's behaviours: how many nodes carry them, latents against neurons and random nodes.
 
-    python benchmarks/circuits.py --out runs/circuits
+    python benchmarks/circuits.py --out runs/circuits --figure docs/images/circuits.png
 
 Trains a TopK dictionary (1024 latents, 16 active, 300,000 activations) at attn_out, mlp_out, resid_post of every layer,
 finds a circuit of each behaviour on 40 pairs and measures it on 40 others. About ten minutes on one free core; what is
@@ -19,6 +19,8 @@ from sparsight.circuits.discovery import TASKS, find_circuit, organism_task, ran
 from sparsight.circuits.discovery.measure import Bench, bench_ends, share
 from sparsight.dictionaries import AbstractDictionary, TopK
 from sparsight.models import LanguageModel, Site, load_model, organism
+from sparsight.studies.drawing import draw
+from sparsight.studies.record import Line, Panel
 from sparsight.training import Training, train
 
 SITES = [Site(layer, kind) for layer in range(4) for kind in ("attn_out", "mlp_out", "resid_post")]
@@ -61,10 +63,25 @@ def measured(lm: LanguageModel, nodes: dict[Site, Any], task: str, kind: str) ->
     return {"error_share": circuit.error_share(), "rows": rows}
 
 
+def panel(task: str, found: dict[str, list[list[Any]]]) -> Panel:
+    """Faithfulness by the number of nodes, with intervals."""
+    lines = []
+    for kind, rows in found.items():
+        for label, wanted in (("", True), (", errors ablated", False), (", random", "random")):
+            shares = [(n, s) for n, errors, s in rows if errors == wanted and type(errors) is type(wanted)]
+            if shares:
+                x: list[float | str] = [n for n, _ in shares]
+                y, low, high = ([s[key] for _, s in shares] for key in ("value", "low", "high"))
+                lines.append(Line(name=kind + label, x=x, y=y, low=low, high=high))
+    return Panel(title=task, x_label="nodes", y_label="faithfulness", lines=lines, x_log=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    out = options.out
     out.mkdir(parents=True, exist_ok=True)
     lm = load_model("organism", device="cpu")
     made = dictionaries(lm, out)
@@ -72,17 +89,23 @@ def main() -> None:
         "latents": dict(made),
         "neurons": {site: NeuronNodes(site, lm.width(site)) for site in SITES},
     }
+    panels = []
     for task in TASKS:
+        by_kind: dict[str, list[list[Any]]] = {}
         for kind, nodes in sets.items():
             file = out / f"c-{task}-{kind}.json"
             if not file.exists():
                 file.write_text(json.dumps(measured(lm, nodes, task, kind)))
-            rows = json.loads(file.read_text())["rows"]
+            rows = by_kind[kind] = json.loads(file.read_text())["rows"]
             for name, wanted in (("", True), (", errors ablated", False), (", random", "random")):
                 shares = [(n, s) for n, errors, s in rows if errors == wanted and type(errors) is type(wanted)]
                 if shares:
                     line = "  ".join(f"{n}: {s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}]" for n, s in shares)
                     print(f"{task}, {kind}{name}: {line}")
+        panels.append(panel(task, by_kind))
+    if options.figure is not None:
+        title = "Circuits of the organism, measured on other examples than found on"
+        draw(panels, title).savefig(options.figure, dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__":

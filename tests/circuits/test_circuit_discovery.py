@@ -322,6 +322,17 @@ def test_the_organism_s_pronoun_is_carried_by_few_neurons_and_not_by_random_ones
     assert acted.correlation > 0.9
 
 
+def test_edges_of_the_organism_s_pronoun_do_what_their_weights_say():
+    lm = load_model("organism", device="cpu")
+    nodes = {s: NeuronNodes(s, lm.width(s)) for s in map(Site.parse, ("1.resid_post", "2.resid_post"))}
+    found_on, measured_on = (organism_task(lm, "gender", 8, seed=0, part=part) for part in (0, 1))
+    found = find_circuit(lm, nodes, found_on, node_threshold=0.01, edge_threshold=0.01, max_nodes=20, steps=2)
+    acted = act_on_edges(found, lm, nodes, measured_on, strongest=24)
+    assert len(acted.acted) == 24
+    assert any(not one.id.endswith("output") for one in acted.acted)
+    assert acted.correlation > 0.8
+
+
 def test_parts_of_a_task_share_no_text():
     lm = load_model("organism", device="cpu")
     parts = [organism_task(lm, "weekdays", 20, seed=0, part=part) for part in (0, 1)]

@@ -89,11 +89,7 @@ def latent_effects(
     """
     settings = _Settings(_named("method", method, Method), steps, _named("rule", rule, Rule), jumps, joint)
     nodes = nodes_of(lm, dictionary)
-    asked = list(nodes) if at is None else [site for site in nodes if site in at]
-    if not asked or len(asked) < len(set(nodes if at is None else at)):
-        raise ValueError(
-            f"no dictionary stands at some of {sorted(map(str, at or ()))}; they are at {sorted(map(str, nodes))}"
-        )
+    asked = _asked(nodes, at)
     ends = Ends(lm, nodes, _named("ablation", ablation, Ablation), _named("error", error, ErrorTreatment))
     _check_sequences(clean, corrupted, ablation)
     judged = metric if isinstance(metric, Metric) else Metric(metric)
@@ -142,6 +138,16 @@ def _named(name: str, value: str, known: Any) -> Any:
     if value not in get_args(known):
         raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
     return value
+
+
+def _asked(nodes: Mapping[Site, AbstractNodes], at: Sequence[Site] | None) -> list[Site]:
+    """The sites whose effects are wanted, in the order of a forward pass."""
+    found = list(nodes) if at is None else [site for site in nodes if site in at]
+    if not found or len(found) < len(set(nodes if at is None else at)):
+        raise ValueError(
+            f"no dictionary stands at some of {sorted(map(str, at or ()))}; they are at {sorted(map(str, nodes))}"
+        )
+    return found
 
 
 def _check_sequences(clean: Tokens, corrupted: Tokens | None, ablation: str) -> None:
