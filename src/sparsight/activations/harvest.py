@@ -10,6 +10,7 @@ from pathlib import Path
 from sparsight.activations.contexts import BOS, Cutter, Reads, windows
 from sparsight.activations.documents import HasText
 from sparsight.activations.forecast import Meter
+from sparsight.activations.pieces import distinct_sites
 from sparsight.activations.reading import Reading
 from sparsight.activations.record import Settings, rounding_errors
 from sparsight.activations.rounding import DTYPES, bytes_per_row
@@ -86,7 +87,7 @@ def harvest(
     """
     if isinstance(documents, str):
         raise ValueError("documents must be several texts, got one string; put it into a list")
-    wanted = _sites(sites)
+    wanted = distinct_sites(sites)
     settings = _settings(
         lm,
         wanted,
@@ -102,20 +103,33 @@ def harvest(
         special_rows=special_rows,
         max_norm=max_norm,
     )
-    remark = notify or _print_remark
     with StoreWriter(Path(out), settings, resume=resume, pad_id=padding_id(lm.tokenizer)) as writer:
         if not writer.finished:
-            side = partial(on_heldout_side, share=heldout, seed=split_seed) if packed else None
-            cutter = Cutter(lm, context, writer.label_names, bos=bos, side=side)
-            with Meter(settings, writer.n_rows, progress) as meter:
-                short_of = _fill(writer, cutter, documents, wanted, meter, readers or Here(lm))
-            if short_of is not None:
-                remark(f"the text has {writer.n_rows:,} tokens, fewer than the {short_of:,} asked for; all are stored")
-            writer.finish(short_of=short_of, version=version("sparsight"), command=shlex.join(sys.argv))
-            if progress:
-                for site, lost in rounding_errors(writer.shards).items():
-                    remark(f"{site}: storing as {dtype} lost {lost['fvu']:.2e} of the variance")
+            _collect(writer, lm, documents, wanted, readers or Here(lm), progress, notify or _print_remark)
     return ActivationStore(out)
+
+
+def _collect(
+    writer: StoreWriter,
+    lm: Reads,
+    documents: Iterable[str | HasText],
+    sites: list[Site],
+    readers: Readers,
+    progress: bool,
+    remark: Callable[[str], None],
+) -> None:
+    """Fill and finish a store that is not finished, and say what there is to say about it."""
+    settings = writer.settings
+    side = partial(on_heldout_side, share=settings.heldout, seed=settings.split_seed) if settings.packed else None
+    cutter = Cutter(lm, settings.context, writer.label_names, bos=settings.bos, side=side)
+    with Meter(settings, writer.n_rows, progress) as meter:
+        short_of = _fill(writer, cutter, documents, sites, meter, readers)
+    if short_of is not None:
+        remark(f"the text has {writer.n_rows:,} tokens, fewer than the {short_of:,} asked for; all are stored")
+    writer.finish(short_of=short_of, version=version("sparsight"), command=shlex.join(sys.argv))
+    if progress:
+        for site, lost in rounding_errors(writer.shards).items():
+            remark(f"{site}: storing as {settings.dtype} lost {lost['fvu']:.2e} of the variance")
 
 
 def _fill(
@@ -145,13 +159,6 @@ def _fill(
     if writer.n_rows == 0:
         raise DataError("the text has no tokens; expected at least one document that is not empty")
     return settings.n_tokens
-
-
-def _sites(sites: Sequence[str | Site] | str | Site) -> list[Site]:
-    wanted = [Site.parse(site) for site in ([sites] if isinstance(sites, str | Site) else sites)]
-    if not wanted or len(set(wanted)) != len(wanted):
-        raise ValueError(f"sites must be one or more, each once, got {[str(site) for site in wanted]}")
-    return wanted
 
 
 def _settings(

@@ -1,5 +1,6 @@
-"""A document as tokens, and what the model reads of it at once."""
+"""What is asked for and what is read: sites, a document as tokens, and what the model reads of it at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsight.activations.record import Cursor
+from sparsight.models import Site
+
+
+def distinct_sites(sites: Sequence[str | Site] | str | Site) -> list[Site]:
+    """One or several sites, as they were asked for.
+
+    Raises:
+        ValueError: there is none, or one twice.
+    """
+    wanted = [Site.parse(site) for site in ([sites] if isinstance(sites, str | Site) else sites)]
+    if not wanted or len(set(wanted)) != len(wanted):
+        raise ValueError(f"sites must be one or more, each once, got {[str(site) for site in wanted]}")
+    return wanted
 
 
 @dataclass(frozen=True)

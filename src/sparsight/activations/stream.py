@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsight.activations.chunks import AbstractChunks, Chunk, InMemory, Live, OnDisk
 from sparsight.activations.contexts import Cutter, Reads
 from sparsight.activations.documents import HasText
+from sparsight.activations.pieces import distinct_sites
 from sparsight.activations.split import mix_seed
 from sparsight.activations.store import ActivationStore
 from sparsight.errors import DataError
@@ -199,12 +200,7 @@ def _sites(source: object, sites: str | Site | Sequence[str | Site] | None) -> t
                 f"say which site(s) to stream{': ' if known else ''}{', '.join(str(site) for site in known)}"
             )
         return known, True
-    if isinstance(sites, str | Site):
-        return [Site.parse(sites)], True
-    wanted = [Site.parse(site) for site in sites]
-    if not wanted or len(set(wanted)) != len(wanted):
-        raise ValueError(f"sites must be one or more, each once, got {[str(site) for site in wanted]}")
-    return wanted, False
+    return distinct_sites(sites), isinstance(sites, str | Site)
 
 
 def _finite(tensor: Tensor) -> Tensor:

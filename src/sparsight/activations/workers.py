@@ -34,10 +34,10 @@ class Here:
 
 def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     """The same items, up to `depth` of them made in advance by a thread; what it raises is raised here in its place."""
-    queue: Queue[tuple[bool, T | BaseException | None]] = Queue(depth)
+    queue: Queue[tuple[T] | BaseException | None] = Queue(depth)  # an item, what was raised, or the end
     stopped = Event()
 
-    def put(entry: tuple[bool, T | BaseException | None]) -> None:
+    def put(entry: tuple[T] | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 queue.put(entry, timeout=0.1)
@@ -48,24 +48,23 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     def fill() -> None:
         try:
             for item in items:
-                put((True, item))
+                put((item,))
                 if stopped.is_set():
                     return
-            put((False, None))
+            put(None)
         except BaseException as error:
-            put((False, error))
+            put(error)
 
     thread = Thread(target=fill, name="text-reader", daemon=True)
     thread.start()
     try:
         while True:
-            more, item = queue.get()
-            if more:
-                yield item  # type: ignore[misc]
-            elif isinstance(item, BaseException):
-                raise item
-            else:
+            entry = queue.get()
+            if entry is None:
                 return
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
     finally:
         stopped.set()
         try:

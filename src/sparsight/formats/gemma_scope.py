@@ -25,6 +25,7 @@ from sparsight.dictionaries import (
 from sparsight.dictionaries.export import batchtopk_to_jumprelu, gated_to_jumprelu, relu_to_jumprelu
 from sparsight.errors import FormatError
 from sparsight.formats.safe_reading import Tensors, read_json, read_npz, read_safetensors
+from sparsight.formats.sites import put_at
 from sparsight.formats.weights import Weights, dictionary_of
 from sparsight.formats.writing import save_npz, save_safetensors, write_file, write_pair
 from sparsight.models import Site
@@ -139,10 +140,7 @@ def _dictionary(weights: Weights, tensors: Tensors, named: Named, config: dict[s
     _check_width(len(weights.W_dec), named.width, tensors.path)
     dictionary = dictionary_of(weights, tensors.path)
     tensors.refuse_rest("a dictionary of Gemma Scope")
-    dictionary.model, dictionary.site = named.model, named.sites[0]
-    if isinstance(dictionary, TranscoderDictionary):
-        places = zip(dictionary.places, named.sites, strict=True)
-        dictionary.places = tuple(replace(place, site=site, model=named.model) for place, site in places)
+    put_at(dictionary, named.model, named.sites)
     imported = {"format": "gemma_scope", "config": config}
     dictionary.provenance = {"imported_from": imported, **POLICY}
     if named.l0 is not None:

@@ -29,7 +29,7 @@ from sparsight.dictionaries import (
 from sparsight.dictionaries.export import batchtopk_to_jumprelu, gated_to_jumprelu
 from sparsight.errors import FormatError
 from sparsight.formats.safe_reading import Tensors, read_json, read_safetensors, refuse_link_out
-from sparsight.formats.sites import hook_of_site, site_of_hook
+from sparsight.formats.sites import hook_of_site, put_at, site_of_hook
 from sparsight.formats.weights import Weights, dictionary_of, integer
 from sparsight.formats.writing import save_safetensors, write_pair
 from sparsight.models import Site
@@ -192,12 +192,8 @@ def _locate(
     dictionary: AbstractDictionary, config: dict[str, Any], hooks: tuple[str | None, str | None], published: bool
 ) -> None:
     model = config.get("model_name")
-    dictionary.model = model if isinstance(model, str) else (LLAMA if published else None)
-    sites = [site_of_hook(hook) for hook in hooks]
-    dictionary.site = sites[0]
-    if isinstance(dictionary, TranscoderDictionary):
-        places = zip(dictionary.places, sites, strict=True)
-        dictionary.places = tuple(replace(place, site=site, model=dictionary.model) for place, site in places)
+    model = model if isinstance(model, str) else (LLAMA if published else None)
+    put_at(dictionary, model, [site_of_hook(hook) for hook in hooks])
     dictionary.provenance = {"imported_from": {"format": "llama_scope", "config": config}}
     names = {"hook_name": hooks[0], "hook_name_out": hooks[1] if hooks[0] != hooks[1] else None}
     dictionary.provenance.update({name: hook for name, hook in names.items() if hook is not None})

@@ -3,7 +3,6 @@
 Written against versions 3 to 6.54 of that library, whose current reader accepts what is written here.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from sparsight.dictionaries import (
     AbstractDictionary,
     MatchingPursuitDictionary,
     PursuitDictionary,
-    TranscoderDictionary,
 )
 from sparsight.errors import FormatError
 from sparsight.formats import saelens_writing
 from sparsight.formats.restoring import restored
 from sparsight.formats.safe_reading import Tensors, read_json, read_safetensors
-from sparsight.formats.sites import hub_name, site_of_hook
+from sparsight.formats.sites import hub_name, put_at, site_of_hook
 from sparsight.formats.weights import Weights, dictionary_of, integer, pursuit_of
 
 WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
@@ -236,16 +234,10 @@ def _pursuit(cfg: dict[str, Any], tensors: Tensors, where: Path) -> PursuitDicti
 def _locate(dictionary: AbstractDictionary, metadata: dict[str, Any]) -> None:
     """Site and model, where they have a name here. One head of several has none."""
     model = metadata.get("model_name")
-    dictionary.model = hub_name(model) if isinstance(model, str) else None
     sites = [
         None
         if metadata.get(head) is not None or not isinstance(metadata.get(hook), str)
         else site_of_hook(metadata[hook])
         for hook, head in (("hook_name", "hook_head_index"), ("hook_name_out", "hook_head_index_out"))
     ]
-    dictionary.site = sites[0]
-    if isinstance(dictionary, TranscoderDictionary):
-        dictionary.places = tuple(
-            replace(place, site=site, model=dictionary.model)
-            for place, site in zip(dictionary.places, sites, strict=True)
-        )
+    put_at(dictionary, hub_name(model) if isinstance(model, str) else None, sites)

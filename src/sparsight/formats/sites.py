@@ -1,7 +1,10 @@
 """Our sites under the names that other projects give to the same places."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
+from sparsight.dictionaries import AbstractDictionary, TranscoderDictionary
 from sparsight.models import Site
 
 # Name of a hook of TransformerLens after `blocks.LAYER.`, for each kind of site. Its `ln2.hook_normalized` is not here:
@@ -20,6 +23,18 @@ EMBED_HOOK = "hook_embed"
 # Where TransformerLens has another name for a model than the Hugging Face hub. That it leaves out an organisation does
 # not matter: models are compared by the last part of their names.
 HUB_NAMES = {"gpt2-small": "gpt2"}
+
+
+def put_at(dictionary: AbstractDictionary, model: str | None, sites: Sequence[Site | None]) -> None:
+    """Say of which model and where a dictionary is.
+
+    Args:
+        sites: Of what it reads and of what it writes; the latter counts for transcoders only.
+    """
+    dictionary.model, dictionary.site = model, sites[0]
+    if isinstance(dictionary, TranscoderDictionary):
+        places = zip(dictionary.places, sites, strict=True)
+        dictionary.places = tuple(replace(place, site=site, model=model) for place, site in places)
 
 
 def site_of_hook(hook: str | None) -> Site | None:

@@ -3,7 +3,6 @@
 Written against versions 1.0 to 1.3.3 of eai-sparsify, whose current reader accepts what is written here.
 """
 
-from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from sparsight.dictionaries import (
 )
 from sparsight.errors import FormatError
 from sparsight.formats.safe_reading import Tensors, read_json, read_safetensors
-from sparsight.formats.sites import module_of_sites, sites_of_module
+from sparsight.formats.sites import module_of_sites, put_at, sites_of_module
 from sparsight.formats.weights import Weights, dictionary_of, integer
 from sparsight.formats.writing import save_safetensors, write_pair
 
@@ -114,12 +113,9 @@ def _locate(dictionary: AbstractDictionary, config: dict[str, Any], path: Path, 
     run_file = folder.parent / RUN_FILE
     run = read_json(run_file) if run_file.is_file() else {}
     model, module = config.get("model", run.get("model")), config.get("hookpoint", folder.name)
-    dictionary.model = model if isinstance(model, str) else None
-    source, target = sites_of_module(module if isinstance(module, str) else None, dictionary.model)
-    dictionary.site = source if transcode else target
-    if isinstance(dictionary, TranscoderDictionary):
-        places = zip(dictionary.places, (dictionary.site, target), strict=True)
-        dictionary.places = tuple(replace(place, site=site, model=dictionary.model) for place, site in places)
+    model = model if isinstance(model, str) else None
+    source, target = sites_of_module(module if isinstance(module, str) else None, model)
+    put_at(dictionary, model, (source if transcode else target, target))
     dictionary.provenance = {"imported_from": {"format": "sparsify", "config": config}, "hookpoint": module}
     length = config.get("ctx_len", run.get("ctx_len"))
     if isinstance(length, int):
