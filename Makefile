@@ -7,8 +7,10 @@ BASE_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 PYTHON := .venv/bin/python
 READY := .venv/.installed
+SCALE_READY := .venv/.installed-scale
 else
 READY :=
+SCALE_READY :=
 endif
 
 # The same for the other projects whose files we read and write: PEERS_PYTHON=..., or one is made in .venv-peers.
@@ -42,8 +44,8 @@ test-browser: $(READY)  ## the pages in Chromium (needs the chromium program)
 test-peers: $(READY) $(PEERS_READY)  ## SAELens, dictionary_learning and sparsify themselves read and write beside us
 	PEERS_PYTHON="$(PEERS_PYTHON)" $(PYTHON) -m pytest -m "peers" tests/formats/peers
 
-test-ray: $(READY)  ## harvest in several processes; needs Ray: pip install 'sparsight[scale]'
-	$(PYTHON) -m pytest -m "ray" tests/activations
+test-ray: $(SCALE_READY)  ## harvest in several processes, workers killed among them (installs Ray into .venv)
+	$(PYTHON) -m pytest -m "ray" tests/activations/test_activation_ray.py
 
 lint: $(READY)  ## formatting, lint, types, import direction, spelling
 	$(PYTHON) -m ruff format --check .
@@ -71,6 +73,10 @@ clean:
 	@test -n "$(BASE_PYTHON)" || { echo "sparsight needs Python 3.10 or newer, found none; install one, or name it with BASE_PYTHON=..."; exit 1; }
 	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,web]'
+	touch $@
+
+.venv/.installed-scale: $(READY)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scale]'
 	touch $@
 
 # torchvision comes with nnsight, which does not import it; built for CUDA, it breaks what does beside a torch for CPUs.

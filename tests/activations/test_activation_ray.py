@@ -1,12 +1,14 @@
 """Harvest on Ray: the store of several processes is that of one, also when one of them is killed.
 
 Marked `ray` and not part of `make test`: they start Ray, which takes its time and is a large, optional extra (`scale`).
-Run them with `make test-ray`.
+`make test-ray` installs it and runs them. Ray itself is started once for all of them, and most share two workers: each
+process imports PyTorch, which is most of what these tests take.
 """
 
 import json
 import os
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -49,48 +51,75 @@ def collect(out: Path, readers=None, resume=False, **more) -> ActivationStore:
     return harvest(FakeModel(), texts(100), SITES, out, readers=readers, resume=resume, **{**SMALL, **more})
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """Workers must find the model of these tests."""
+@pytest.fixture(scope="module")
+def environment() -> Iterator[None]:
+    """What processes that Ray starts need: the model of these tests, one thread each, and nothing sent to anybody."""
     there = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path(__file__).parent), there])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path(__file__).parent), there])))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield
 
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+@pytest.fixture(scope="module")
+def cluster(environment: None) -> Iterator[None]:
+    """Ray, running before anybody asks for workers."""
+    import ray
+
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="error", include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: None) -> Iterator[RayReaders]:
+    """Two workers, for one harvest after the other."""
+    with RayReaders(FakeModel, 2, cpus=0.25) as readers:
+        yield readers
+
+
+# Ray takes half a minute to start on a machine that has little else to do, and minutes on one that has.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+
+
+def test_ray_is_started_where_none_runs_and_ended_and_what_cannot_be_stored_is_refused_as_by_one_process(
+    tmp_path, environment
+):
+    import ray
+
+    assert not ray.is_initialized()
+    with RayReaders(partial(FakeModel, 50), 1) as readers, pytest.raises(DataError, match="is not finite"):
+        collect(tmp_path / "store", readers)
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("more", [{}, {"packed": True, "dtype": "int8"}, {"max_norm": 1.5}])
-def test_workers_make_the_store_that_one_process_makes(tmp_path, more):
+def test_workers_make_the_store_that_one_process_makes(tmp_path, pair, more):
     whole = collect(tmp_path / "whole", **more)
-    with RayReaders(FakeModel, 2, cpus=0.5) as readers:
-        made = collect(tmp_path / "store", readers, **more)
+    made = collect(tmp_path / "store", pair, **more)
     assert contents(made.path) == contents(whole.path)
 
 
-def test_killed_workers_leave_no_trace(tmp_path):
+def test_killed_workers_leave_no_trace(tmp_path, cluster):
     whole = collect(tmp_path / "whole")
-    with RayReaders(partial(Mortal, str(tmp_path), 3), 2, cpus=0.5) as readers:
+    with RayReaders(partial(Mortal, str(tmp_path), 3), 2, cpus=0.25) as readers:
         made = collect(tmp_path / "store", readers)
     assert len(list(tmp_path.glob("death-*"))) == 3
     assert contents(made.path) == contents(whole.path)
 
 
-def test_workers_that_die_for_good_leave_a_store_that_can_be_resumed(tmp_path):
+def test_workers_that_die_for_good_leave_a_store_that_can_be_resumed(tmp_path, cluster, pair):
     whole = collect(tmp_path / "whole")
     with (
-        RayReaders(partial(Mortal, str(tmp_path), 1000), 1, cpus=0.5, restarts=1) as readers,
+        RayReaders(partial(Mortal, str(tmp_path), 1000), 1, cpus=0.25, restarts=1) as readers,
         pytest.raises(Exception, match=r"a worker failed for good .*--resume"),
     ):
         collect(tmp_path / "store", readers)
-    assert contents(collect(tmp_path / "store", resume=True).path) == contents(whole.path)
+    assert contents(collect(tmp_path / "store", pair, resume=True).path) == contents(whole.path)
 
 
-def test_what_cannot_be_stored_is_refused_as_by_one_process(tmp_path):
-    with RayReaders(partial(FakeModel, 50), 1, cpus=0.5) as readers, pytest.raises(DataError, match="is not finite"):
-        collect(tmp_path / "store", readers)
-
-
-def test_a_missing_cluster_is_refused_in_one_line():
+def test_a_missing_cluster_is_refused_in_one_line(environment):
     with pytest.raises(ModelError, match=r"no Ray cluster at 127\.0\.0\.1:1") as error:
         RayReaders(FakeModel, 1, address="127.0.0.1:1")
     assert "\n" not in str(error.value)
