@@ -22,7 +22,7 @@ import torch
 from sparsight.activations import documents_from_files, harvest
 from sparsight.activations.contexts import Cutter, windows
 from sparsight.activations.reading import pad
-from sparsight.models import Tokens, load_model
+from sparsight.models import LanguageModel, Tokens, load_model
 from sparsight.models.organism import corpus
 from sparsight.models.tokenization import padding_id
 
@@ -77,9 +77,9 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def batches_of(lm: object, documents: list[str], options: argparse.Namespace) -> tuple[list[Tokens], int]:
+def batches_of(lm: LanguageModel, documents: list[str], options: argparse.Namespace) -> tuple[list[Tokens], int]:
     """The padded batches that harvest makes, and the rows in them."""
-    cutter = Cutter(lm, options.context)  # type: ignore[arg-type]
+    cutter = Cutter(lm, options.context)
     batches, n = [], 0
     for window in windows(cutter.cut(documents), 4 * options.batch_size, options.tokens):
         n += sum(context.n_counted for context in window)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_models import CAUSAL, TINY, KeepFloat64, save_tiny
+from tiny_models import CAUSAL, TINY, KeepFloat64, in_float64, save_tiny
 
 from sparsight.models import LanguageModel, load_model
 
@@ -30,11 +30,8 @@ def tiny(tiny_folder: Callable[[str], Path]) -> Callable[..., LanguageModel]:
         if (name, dtype) not in loaded:
             double = dtype == "float64"
             lm = load_model(tiny_folder(name), device="cpu", dtype="float32" if double else dtype)
-            if double:  # not offered to users: transformers keeps some norms and softmaxes in float32
-                lm.model.double()
-                for buffer_name, buffer in lm.model.named_buffers():
-                    if buffer_name.endswith("inv_freq"):  # rotations are computed in float32 by all releases
-                        buffer.data = buffer.float()
+            if double:
+                in_float64(lm.model)
             loaded[name, dtype] = lm
         return loaded[name, dtype]
 

@@ -118,6 +118,18 @@ def norms_behind(lm: Any, block: Any) -> tuple[Any, Any] | None:
     return None
 
 
+def in_float64(model: torch.nn.Module) -> torch.nn.Module:
+    """The model in float64, but for the frequencies of rotations: all releases of transformers compute these in float32.
+
+    Not offered to users: some norms and softmaxes stay in float32.
+    """
+    model.double()
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq"):
+            buffer.data = buffer.float()
+    return model
+
+
 def count_hooks(model: torch.nn.Module) -> int:
     """Forward hooks and pre-hooks on all modules."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
