@@ -8,15 +8,19 @@ process imports PyTorch, which is most of what these tests take.
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from activations_fake import SITES, FakeModel, texts
 
 from sparsight.activations import ActivationStore, RayReaders, harvest
+from sparsight.cli import main
 from sparsight.errors import DataError, ModelError
+from sparsight.models.organism import corpus
 
 SMALL = {"n_tokens": 1500, "context": 16, "shard_rows": 150, "batch_size": 3}
 
@@ -119,7 +123,29 @@ def test_workers_that_die_for_good_leave_a_store_that_can_be_resumed(tmp_path, c
     assert contents(collect(tmp_path / "store", pair, resume=True).path) == contents(whole.path)
 
 
-def test_a_missing_cluster_is_refused_in_one_line(environment):
+def test_the_command_spreads_a_model_over_workers(tmp_path, cluster):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(document.text for document in corpus(0, 60)))
+    command = ["harvest", "--text", text, "--site", "2.resid_post", "--tokens", 600, "--batch-size", 8, "--quiet"]
+    for name, more in (("alone", []), ("spread", ["--ray", "local", "--workers", 1])):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in (*command, *more, "--out", tmp_path / name)])
+        assert not stop.value.code
+    alone, spread = ActivationStore(tmp_path / "alone"), ActivationStore(tmp_path / "spread")
+    rows = slice(0, 600)
+    assert all(torch.equal(getattr(spread.tokens(rows), n), value) for n, value in vars(alone.tokens(rows)).items())
+    here, there = alone.rows("2.resid_post", rows), spread.rows("2.resid_post", rows)
+    torch.testing.assert_close(there, here, rtol=2e-3, atol=2e-3)  # float16; a worker may round otherwise
+
+
+def test_a_process_stays_on_its_cluster(cluster):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ModelError, match=f"is on the Ray cluster at .* already, so not on {address}"):
+            RayReaders(FakeModel, 1, address=address)
+
+
+def test_a_missing_cluster_is_refused_in_one_line(cluster):
     with pytest.raises(ModelError, match=r"no Ray cluster at 127\.0\.0\.1:1") as error:
         RayReaders(FakeModel, 1, address="127.0.0.1:1")
     assert "\n" not in str(error.value)

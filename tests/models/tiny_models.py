@@ -119,7 +119,7 @@ def norms_behind(lm: Any, block: Any) -> tuple[Any, Any] | None:
 
 
 def in_float64(model: torch.nn.Module) -> torch.nn.Module:
-    """The model in float64, but for the frequencies of rotations: all releases of transformers compute these in float32.
+    """The model in float64, but for the frequencies of rotations, which all releases of transformers have in float32.
 
     Not offered to users: some norms and softmaxes stay in float32.
     """

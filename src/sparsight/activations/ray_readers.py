@@ -53,13 +53,13 @@ class RayReaders:
         Args:
             load: Makes the model, in each worker; Ray pickles it.
             n_workers: Processes with a model each.
-            address: Of a running Ray cluster; None starts Ray on this machine, or joins one started there.
+            address: Of a running Ray cluster; None starts Ray on this machine, or joins the one this process is on.
             cpus: Processor cores that each worker takes.
             gpus: Devices that each worker takes.
             restarts: Times a worker that died is started again, and a window tried again.
         Raises:
             ValueError: fewer than one worker.
-            ModelError: Ray is not installed, or there is no cluster at the address.
+            ModelError: Ray is not installed, there is no cluster at the address, or this process is on another one.
         """
         if n_workers < 1:
             raise ValueError(f"the number of workers must be at least 1, got {n_workers}")
@@ -70,8 +70,12 @@ class RayReaders:
             raise ModelError("Ray is not installed; install it with pip install 'sparsight[scale]'") from None
         self._ray: Any = ray
         self._mine = not ray.is_initialized()
+        _refuse_silent(address)
+        if not self._mine and address not in (None, "auto", here := ray.get_runtime_context().gcs_address):
+            raise ModelError(
+                f"this process is on the Ray cluster at {here} already, so not on {address}; leave one of them"
+            )
         if self._mine:
-            _refuse_silent(address)
             try:
                 init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
             except Exception as error:  # Ray raises Exception itself when its processes do not start

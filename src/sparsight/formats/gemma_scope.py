@@ -15,15 +15,13 @@ from torch import Tensor
 
 from sparsight.dictionaries import (
     AbstractDictionary,
-    BatchTopKDictionary,
-    GatedDictionary,
     JumpReLUDictionary,
-    MatryoshkaDictionary,
     ReLUDictionary,
     TranscoderDictionary,
 )
-from sparsight.dictionaries.export import batchtopk_to_jumprelu, gated_to_jumprelu, relu_to_jumprelu
+from sparsight.dictionaries.export import relu_to_jumprelu
 from sparsight.errors import FormatError
+from sparsight.formats.restoring import as_jumprelu
 from sparsight.formats.safe_reading import Tensors, read_json, read_npz, read_safetensors
 from sparsight.formats.sites import put_at
 from sparsight.formats.weights import Weights, dictionary_of
@@ -243,7 +241,7 @@ def write_1(dictionary: AbstractDictionary, path: Path) -> None:
             f"other than this {dictionary.config.architecture} is; rename them (gemma-scope-2b-pt-transcoders/layer_5)"
         )
     with torch.no_grad():
-        tensors = _parts(dictionary)
+        tensors = _parts(as_jumprelu(dictionary))
     if "affine_skip_connection" in tensors:
         raise FormatError("transcoder with a skip: params.npz has none; write it as gemma_scope_2")
     write_file(path, NPZ, {re.sub("^w_", "W_", name): tensor for name, tensor in tensors.items()}, save_npz)
@@ -256,7 +254,7 @@ def write_2(dictionary: AbstractDictionary, path: Path) -> None:
         FormatError: it is no JumpReLU, or the folder cannot be written.
     """
     with torch.no_grad():
-        tensors = _parts(dictionary)
+        tensors = _parts(as_jumprelu(dictionary))
     config: dict[str, Any] = {"architecture": "jump_relu"}
     if dictionary.model is not None:
         config["model_name"] = dictionary.model
@@ -296,22 +294,9 @@ def _(dictionary: JumpReLUDictionary) -> dict[str, Tensor]:
     }
 
 
-@_parts.register(BatchTopKDictionary)
-@_parts.register(MatryoshkaDictionary)
-def _(dictionary: BatchTopKDictionary | MatryoshkaDictionary) -> dict[str, Tensor]:
-    return _parts(batchtopk_to_jumprelu(dictionary))
-
-
 @_parts.register
 def _(dictionary: ReLUDictionary) -> dict[str, Tensor]:
     return _parts(relu_to_jumprelu(dictionary))
-
-
-@_parts.register
-def _(dictionary: GatedDictionary) -> dict[str, Tensor]:
-    if dictionary.config.untied:
-        raise FormatError("gated with untied magnitudes (untied=True): no threshold tells its gate")
-    return _parts(gated_to_jumprelu(dictionary))
 
 
 @_parts.register

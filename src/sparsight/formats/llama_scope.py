@@ -17,17 +17,14 @@ from torch import Tensor
 
 from sparsight.dictionaries import (
     AbstractDictionary,
-    BatchTopKDictionary,
-    GatedDictionary,
     JumpReLUDictionary,
-    MatryoshkaDictionary,
     ReLUDictionary,
     TopKDictionary,
     TranscoderDictionary,
     WeightedTopKDictionary,
 )
-from sparsight.dictionaries.export import batchtopk_to_jumprelu, gated_to_jumprelu
 from sparsight.errors import FormatError
+from sparsight.formats.restoring import as_jumprelu
 from sparsight.formats.safe_reading import Tensors, read_json, read_safetensors, refuse_link_out
 from sparsight.formats.sites import hook_of_site, put_at, site_of_hook
 from sparsight.formats.weights import Weights, dictionary_of, integer
@@ -208,7 +205,7 @@ def write(dictionary: AbstractDictionary, path: Path) -> None:
         FormatError: it has nothing that codes like this, or the folder cannot be written.
     """
     with torch.no_grad():
-        config, tensors = _parts(dictionary)
+        config, tensors = _parts(as_jumprelu(dictionary))
     provenance = dictionary.provenance
     sites = [place.site for place in dictionary.places] or [dictionary.site, dictionary.site]
     source, target = (
@@ -275,19 +272,6 @@ def _(dictionary: WeightedTopKDictionary) -> tuple[dict[str, Any], dict[str, Ten
 def _(dictionary: JumpReLUDictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
     more = {LOG_THRESHOLD: dictionary.log_threshold}
     return {"act_fn": "jumprelu"}, _tensors(dictionary, dictionary.W_enc, dictionary.b_enc, **more)
-
-
-@_parts.register(BatchTopKDictionary)
-@_parts.register(MatryoshkaDictionary)
-def _(dictionary: BatchTopKDictionary | MatryoshkaDictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    return _parts(batchtopk_to_jumprelu(dictionary))
-
-
-@_parts.register
-def _(dictionary: GatedDictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if dictionary.config.untied:
-        raise FormatError("gated with untied magnitudes (untied=True): no threshold tells its gate")
-    return _parts(gated_to_jumprelu(dictionary))
 
 
 @_parts.register

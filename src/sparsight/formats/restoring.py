@@ -1,4 +1,4 @@
-"""BatchTopK and Matryoshka, out of files that hold them as jump rectifiers and say what they were."""
+"""JumpReLU and what codes exactly like one: BatchTopK and Matryoshka out of files that say so, and the way back."""
 
 from typing import Any
 
@@ -8,10 +8,13 @@ from sparsight.dictionaries import (
     AbstractDictionary,
     BatchTopK,
     BatchTopKDictionary,
+    GatedDictionary,
     JumpReLUDictionary,
     Matryoshka,
     MatryoshkaDictionary,
 )
+from sparsight.dictionaries.export import batchtopk_to_jumprelu, gated_to_jumprelu
+from sparsight.errors import FormatError
 from sparsight.formats.weights import EQUAL_NORMS
 
 
@@ -60,6 +63,23 @@ def as_batch_topk(dictionary: JumpReLUDictionary, k: int, widths: list[int] | No
         made.b_dec.copy_(dictionary.b_dec)
         made.log_theta.copy_(log_thresholds.median())
     return made.requires_grad_(False)
+
+
+def as_jumprelu(dictionary: AbstractDictionary) -> AbstractDictionary:
+    """BatchTopK, Matryoshka and Gated as the JumpReLU that codes alike, for formats that have no name for them.
+
+    Others come back as they are.
+
+    Raises:
+        FormatError: a gated dictionary whose magnitudes have weights of their own.
+    """
+    if isinstance(dictionary, BatchTopKDictionary | MatryoshkaDictionary):
+        return batchtopk_to_jumprelu(dictionary)
+    if isinstance(dictionary, GatedDictionary):
+        if dictionary.config.untied:
+            raise FormatError("gated with untied magnitudes (untied=True): no threshold tells its gate")
+        return gated_to_jumprelu(dictionary)
+    return dictionary
 
 
 def _ascends(widths: Any, n_latents: int) -> bool:
