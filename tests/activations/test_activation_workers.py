@@ -1,4 +1,4 @@
-"""What is made in advance by a thread comes in order, no further ahead than said, and what it raises comes in its place."""
+"""Items made in advance by a thread: in order, no further ahead than said, and what is raised comes in its place."""
 
 from collections.abc import Iterator
 from time import monotonic, sleep
