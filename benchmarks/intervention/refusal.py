@@ -116,7 +116,7 @@ def main() -> None:
     if wanted in ("addition", "all"):
         _addition(lm, found, refused, cost, last_tokens(tokens["test"][1]))
     if wanted in ("selection", "all"):
-        _published(lm, tokens, refuses, train)
+        _published(lm, tokens, refuses, train, refused, cost)
     if wanted in ("verdicts", "all"):
         _verdicts(lm, test, found, refuses, cost)
 
@@ -163,18 +163,21 @@ def _addition(lm, found, refused, cost, last) -> None:
             )
 
 
-def _published(lm, tokens, refuses, train) -> None:
+def _published(lm, tokens, refuses, train, refused, cost) -> None:
     print("\npublished selection (one direction, to zero, at every write; depth < 80 %, KL < 0.1, induces)")
     parts = [lm.tokenize([t for t, _ in part]) for part in train]
-    _, record = select_direction(
-        lm, *parts, *tokens["choose"], refuses, sites=[Site(i, "resid_pre") for i in range(1, 4)], max_kl=0.1
-    )
-    chosen = record.candidates[record.chosen]
-    kept = sum(not c.rejected for c in record.candidates)
+    direction, record = select_direction(lm, *parts, *tokens["choose"], refuses, n_tokens=4)
+    print(f"scores unedited: harmful {record.baseline_positive:+.1f} nats, harmless {record.baseline_negative:+.1f}")
+    for i, c in enumerate(record.candidates):
+        said = "chosen" if i == record.chosen else c.rejected
+        print(
+            f"{c.site:<12} token -{c.back + 1}: harmful, ablated {c.ablated:+6.1f}; harmless, added {c.induced:+6.1f}; "
+            f"KL {c.kl:.4f}  {said}"
+        )
+    ablation, addition = ablate_direction(lm, direction), add_direction(lm, direction)
     print(
-        f"kept {kept} of {len(record.candidates)}; chosen {chosen.site}, token -{chosen.back + 1}: score of harmful "
-        f"{record.baseline_positive:+.1f} -> {chosen.ablated:+.1f} nats, of harmless {record.baseline_negative:+.1f} "
-        f"-> {chosen.induced:+.1f} under addition, KL {chosen.kl:.4f}"
+        f"held out, {direction.site}: ablated, harmful {refused('test', True, ablation):.1%} refused, loss elsewhere "
+        f"{cost(ablation):+.2%}; added, harmless {refused('test', False, addition):.1%} refused"
     )
 
 

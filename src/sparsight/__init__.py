@@ -69,6 +69,7 @@ _PUBLIC = {
     "difference_in_means": "sparsight.intervention",
     "Direction": "sparsight.intervention",
     "elicit": "sparsight.intervention",
+    "elicit_adapters": "sparsight.intervention",
     "latent_adversarial_training": "sparsight.intervention",
     "mediation": "sparsight.intervention",
     "steer": "sparsight.intervention",
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
     from sparsight.intervention import clamp as clamp
     from sparsight.intervention import difference_in_means as difference_in_means
     from sparsight.intervention import elicit as elicit
+    from sparsight.intervention import elicit_adapters as elicit_adapters
     from sparsight.intervention import latent_adversarial_training as latent_adversarial_training
     from sparsight.intervention import mediation as mediation
     from sparsight.intervention import steer as steer

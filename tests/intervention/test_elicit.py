@@ -6,14 +6,25 @@ import pytest
 import torch
 from intervention_models import tiny_model, unit
 from models.tiny_models import count_hooks, texts
+from safetensors.torch import load_file
 
 from sparsight.cli.app import main
 from sparsight.errors import DataError, UndefinedMetric
-from sparsight.intervention.elicit import Reach, Search, elicit, find_adapters, find_vectors, first_singular_vectors
+from sparsight.intervention.elicit import (
+    Adapters,
+    Reach,
+    Search,
+    elicit,
+    elicit_adapters,
+    find_adapters,
+    find_vectors,
+    first_singular_vectors,
+)
 from sparsight.intervention.elicit.clusters import cluster_completions
 from sparsight.intervention.elicit.radius import find_radius, knee
 from sparsight.intervention.elicit.reach import Power
 from sparsight.intervention.elicit.record import RadiusPoint
+from sparsight.intervention.elicit.run import completions_under
 from sparsight.models import Site
 
 
@@ -132,14 +143,47 @@ def test_adapters_move_more_than_their_starts_and_stay_of_unit_norm():
     reach = Reach(lm, lm.tokenize(["w1 w2 w3"]), "0.mlp_out", "1.resid_post")
 
     def moved(steps):
-        from sparsight.intervention.elicit.search import adapted
-
         found = find_adapters(reach, Search(n_vectors=2, radius=3.0, steps=steps, lr=0.2), rank=2)
-        torch.testing.assert_close(found.read.norm(dim=2), torch.ones(2, 2, dtype=torch.float64))
-        parts = torch.cat([found.read, found.written], dim=1)
-        return reach.of_edits(parts, lambda chunk: lambda x: adapted(chunk, 2, 3.0, reach, x))
+        for units in (found.read, found.write):
+            torch.testing.assert_close(units.norm(dim=2), torch.ones(2, 2, dtype=torch.float64))
+        return reach(found)
 
     assert (moved(60) > 1.3 * moved(1)).all()
+
+
+def test_an_adapter_that_reads_what_every_token_has_is_a_vector():
+    """With `a` along a token's own activation `x`, `R (a . x/|x|) b` is `R b`; across it, nothing."""
+    x = torch.randn(2, 1, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    read = torch.nn.functional.normalize(x[:, 0], dim=2)
+    write = torch.stack([unit(6, 1), unit(6, 2)])[:, None]
+    torch.testing.assert_close(Adapters(read, write, 2.5).added(x)[:, 0], 2.5 * write)
+    across = torch.nn.functional.normalize(write - (write * read).sum(dim=2, keepdim=True) * read, dim=2)
+    assert Adapters(across, write, 2.5).added(x).abs().max() < 1e-12
+    both = Adapters(torch.cat([read, across], dim=1), torch.cat([write, read], dim=1), 2.5)
+    torch.testing.assert_close(both.added(x)[:, 0], 2.5 * write)
+    torch.testing.assert_close(both.likeness().diagonal(), torch.ones(2, dtype=torch.float64))
+
+
+def test_found_adapters_act_while_the_model_writes_and_are_named_by_what_they_write(tmp_path):
+    lm = tiny_model("llama")
+    search = Search(n_vectors=2, steps=3)
+    known = {"x": unit(16, 5)}
+    place = ("0.mlp_out", "1.resid_post")
+    record, found = elicit_adapters(
+        lm, ["w1 w2", "w3"], *place, search, rank=2, radius=40.0, max_new_tokens=3, known=known, out=tmp_path
+    )
+    assert record.settings["adapter_rank"] == 2
+    reach = Reach(lm, lm.tokenize(["w1 w2", "w3"]), *place)
+    edits = {reach.source: reach.edit(found)}
+    first = lm.logits(reach.repeated(2), edits=edits)[torch.arange(4), torch.tensor([2, 1, 2, 1])].argmax(dim=1)
+    said = completions_under(reach, found, 3)
+    assert [ids[0] for rows in said for ids in rows] == first.tolist()
+    for vector in record.vectors:
+        cosines = found.write[vector.number] @ known["x"]
+        assert vector.known[0].cosine == pytest.approx(float(cosines[cosines.abs().argmax()]))
+    assert load_file(tmp_path / "adapters.safetensors").keys() == {"read", "write"}
+    with pytest.raises(ValueError, match="adapters are searched with"):
+        elicit_adapters(lm, ["w1 w2"], *place, Search(method="power"), radius=1.0)
 
 
 def test_completions_that_share_most_tokens_are_of_one_kind():
@@ -186,6 +230,19 @@ def test_the_command_searches_the_organism_and_says_what_it_found(tmp_path, caps
     assert all(v["objective"] > v["random"] * 0.5 for v in record["vectors"])
     assert (tmp_path / "found" / "vectors.safetensors").is_file()
     assert Site.parse(record["source"]) == Site(1, "resid_post")
+
+
+def test_the_command_searches_adapters(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                *("elicit", "--prompt", "the cook sees", "--vectors", "2", "--steps", "2", "--radius", "200"),
+                *("--adapter-rank", "1", "--quiet", "--out", str(tmp_path), "--new-tokens", "3", "--device", "cpu"),
+            ]
+        )
+    assert end.value.code == 0
+    assert "2 adapters of rank 1" in " ".join(capsys.readouterr().out.split())
+    assert load_file(tmp_path / "adapters.safetensors")["read"].shape == (2, 1, 128)
 
 
 def test_the_radius_grid_is_relative_to_the_activations():

@@ -1,5 +1,7 @@
 """`sparsight elicit`: perturbations that move a model most, and what it says under each."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,10 @@ def elicit(
     ] = None,
     method: Annotated[str, typer.Option("--method", help="'adam' on the sphere, or 'power' iteration.")] = "adam",
     orthogonal: Annotated[bool, typer.Option("--orthogonal", help="One after another, each orthogonal.")] = False,
+    adapter_rank: Annotated[
+        int,
+        typer.Option("--adapter-rank", min=0, help="Adapters that read what they are added to, of that rank."),
+    ] = 0,
     p: Annotated[float, typer.Option("--p", help="Exponent over tokens.")] = 2.0,
     q: Annotated[float, typer.Option("--q", help="Root over prompts.")] = 2.0,
     last: Annotated[int | None, typer.Option("--last", min=1, help="Count only so many last tokens.")] = None,
@@ -50,7 +56,10 @@ def elicit(
         orthogonal=orthogonal,
         seed=seed,
     )
-    record, _ = intervention.elicit(
+    found: Callable[..., tuple[intervention.Elicited, object]] = intervention.elicit
+    if adapter_rank:
+        found = partial(intervention.elicit_adapters, rank=adapter_rank)
+    record, _ = found(
         load_model(model, device=device),
         prompt,
         source,

@@ -28,7 +28,15 @@ from sparsight.intervention.direction_edits import (
     write_sites,
 )
 from sparsight.intervention.edits import Edits, TokenEdit
-from sparsight.intervention.elicit import Elicited, Reach, Search, elicit, find_adapters, find_vectors
+from sparsight.intervention.elicit import (
+    Elicited,
+    Reach,
+    Search,
+    elicit,
+    elicit_adapters,
+    find_adapters,
+    find_vectors,
+)
 from sparsight.intervention.latent_edits import clamp
 from sparsight.intervention.mediation import Format, Mediation, ModelReadout, explicit_or_tacit, mediation
 from sparsight.intervention.positions import last_tokens
@@ -64,6 +72,7 @@ __all__ = [
     "clamp",
     "difference_in_means",
     "elicit",
+    "elicit_adapters",
     "explicit_or_tacit",
     "find_adapters",
     "find_vectors",

@@ -1,37 +1,49 @@
 """How large a perturbation is to be: the knee between a paraphrase and gibberish."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
 from sparsight.errors import UndefinedMetric
+from sparsight.intervention.elicit.perturbation import Perturbations, Vectors
 from sparsight.intervention.elicit.reach import Reach
 from sparsight.intervention.elicit.record import RadiusPoint
 from sparsight.intervention.elicit.search import Search, find_vectors
 
 
 def find_radius(
-    reach: Reach, search: Search, *, shares: Sequence[float] | None = None, n_vectors: int = 4, steps: int = 30
+    reach: Reach,
+    search: Search,
+    *,
+    find: Callable[[Search], Perturbations] | None = None,
+    shares: Sequence[float] | None = None,
+    n_vectors: int = 4,
+    steps: int = 30,
 ) -> list[RadiusPoint]:
     """The divergence that short searches reach, over a grid of radii.
 
     Args:
         reach: Source and target.
         search: Its method, learning rate and seed are used.
+        find: How perturbations are found; vectors when None.
         shares: Radii over the mean norm of the source's activations; twelve from 0.03 to 3 when None.
         n_vectors, steps: Of each short search.
     """
     with torch.no_grad():
         x = reach.lm.activations(reach.tokens, [reach.source])[reach.source][reach.tokens.counted]
     norm = float(x.norm(dim=1).mean())
+
+    def vectors(search: Search) -> Perturbations:
+        return Vectors(find_vectors(reach, reach.d, search, dtype=x.dtype))
+
     grid = [0.03 * 100 ** (i / 11) for i in range(12)] if shares is None else list(shares)
     points = []
     for share in grid:
         short = replace(search, n_vectors=n_vectors, steps=steps, radius=share * norm, orthogonal=False)
-        theta = find_vectors(reach, reach.d, short, dtype=x.dtype)
-        points.append(RadiusPoint(radius=share * norm, relative=share, kl=float(reach.kl(theta).mean())))
+        found = (find or vectors)(short)
+        points.append(RadiusPoint(radius=share * norm, relative=share, kl=float(reach.kl(found).mean())))
     return points
 
 

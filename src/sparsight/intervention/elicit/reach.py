@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparsight.intervention.elicit.perturbation import Perturbations, Vectors
 from sparsight.models import LanguageModel, Site, Tokens
-
-Run: TypeAlias = Callable[[Tensor], Tensor]
-"""From perturbations `[v, d]` to the target's activations `[v, prompts, tokens, d_target]`."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +97,24 @@ class Reach:
         """Width of perturbations."""
         return self.lm.width(self.source)
 
-    def edit(self, theta: Float[Tensor, "v d"]) -> Callable[[Tensor], Tensor]:
+    def edit(self, what: Tensor | Perturbations) -> Callable[[Tensor], Tensor]:
         """Adds perturbation `i` to the `i`-th block of rows, at every token but special ones and padding."""
-        return partial(_added, theta, self.tokens.counted)
+        return partial(_perturbed, _as_perturbations(what), self.tokens.counted)
 
-    def __call__(self, theta: Float[Tensor, "v d"]) -> Float[Tensor, " v"]:
-        """The objective of each perturbation, differentiable."""
-        return self.of_edits(theta, self.edit)
+    def __call__(self, what: Tensor | Perturbations) -> Float[Tensor, " v"]:
+        """The objective of each perturbation, differentiable; a tensor's rows are vectors to add."""
+        return torch.cat([self._measured(part) for part in self.parts(what)])
 
-    def of_edits(self, parts: Tensor, edit: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> Float[Tensor, " v"]:
-        """The objective of each of several edits of the source, given by one row of `parts` each."""
-        step = max(1, self.batch_rows // len(self.tokens))
-        return torch.cat([self._measured(edit(chunk), len(chunk)) for chunk in torch.split(parts, step)])
+    def parts(self, what: Tensor | Perturbations, batch_rows: int | None = None) -> list[Perturbations]:
+        """Pieces that fit into one pass."""
+        all_ = _as_perturbations(what)
+        step = max(1, (batch_rows or self.batch_rows) // len(self.tokens))
+        return [all_[start : start + step] for start in range(0, len(all_), step)]
 
-    def _measured(self, edit: Callable[[Tensor], Tensor], n: int) -> Float[Tensor, " v"]:
-        z = self.lm.activations(self.repeated(n), [self.target], edits={self.source: edit})[self.target]
-        moved = z.view(n, *self.unperturbed.shape) - self.unperturbed
+    def _measured(self, part: Perturbations) -> Float[Tensor, " v"]:
+        rows, edits = self.repeated(len(part)), {self.source: self.edit(part)}
+        z = self.lm.activations(rows, [self.target], edits=edits)[self.target]
+        moved = z.view(len(part), *self.unperturbed.shape) - self.unperturbed
         return self.power(moved, self.counted)
 
     def repeated(self, n: int) -> Tokens:
@@ -124,21 +123,25 @@ class Reach:
         return Tokens(ids, mask, special)
 
     @torch.no_grad()
-    def kl(self, theta: Float[Tensor, "v d"]) -> Float[Tensor, " v"]:
+    def kl(self, what: Tensor | Perturbations) -> Float[Tensor, " v"]:
         """Mean divergence of each perturbation's next-token distribution from the model's own, after each prompt."""
         from sparsight.intervention.behaviour import last_logits
 
         clean = last_logits(self.lm, self.tokens).double().log_softmax(dim=-1)
         found = []
-        for chunk in torch.split(theta, max(1, self.batch_rows // len(self.tokens))):
-            logits = last_logits(self.lm, self.repeated(len(chunk)), {self.source: self.edit(chunk)})
-            edited = logits.double().log_softmax(dim=-1).view(len(chunk), *clean.shape)
+        for part in self.parts(what):
+            logits = last_logits(self.lm, self.repeated(len(part)), {self.source: self.edit(part)})
+            edited = logits.double().log_softmax(dim=-1).view(len(part), *clean.shape)
             found.append((clean.exp() * (clean - edited)).sum(dim=-1).mean(dim=-1).clamp_min(0))
         return torch.cat(found)
 
 
-def _added(
-    theta: Float[Tensor, "v d"], text: Bool[Tensor, "prompts t"], x: Float[Tensor, "rows t d"]
+def _as_perturbations(what: Tensor | Perturbations) -> Perturbations:
+    return Vectors(what) if isinstance(what, Tensor) else what
+
+
+def _perturbed(
+    what: Perturbations, text: Bool[Tensor, "prompts t"], x: Float[Tensor, "rows t d"]
 ) -> Float[Tensor, "rows t d"]:
-    blocks = x.view(len(theta), -1, *x.shape[1:])
-    return (blocks + theta[:, None, None, :].to(x) * text[None, :, :, None]).view_as(x)
+    blocks = x.view(len(what), -1, *x.shape[1:])
+    return (blocks + what.added(blocks) * text[None, :, :, None]).view_as(x)

@@ -31,12 +31,12 @@ class Near(Record):
 
 
 class FoundVector(Record):
-    """One perturbation and what it makes the model do.
+    """One perturbation (a vector or an adapter) and what it makes the model do.
 
     Attributes:
         number: Its row in the file of vectors.
         objective: How far it moves the target.
-        random: How far random vectors of its norm do, on average.
+        random: How far random ones of its size do, on average.
         kl: Divergence of the next token from the model's own, nats.
         cluster: Vectors whose completions are alike share one; clusters are numbered by size.
         same: Share of prompts that it continues as the unperturbed model does.
@@ -94,8 +94,10 @@ class Elicited(Record):
         """The vectors for a terminal: the first of each cluster, then the rest by number."""
         from sparsight.evaluation.tables import rendered, titled
 
+        rank = self.settings.get("adapter_rank")
+        kind = f"adapters of rank {rank}" if rank else "vectors"
         title = (
-            f"{self.model}: {len(self.vectors)} vectors at {self.source} of norm {self.radius:.4g} "
+            f"{self.model}: {len(self.vectors)} {kind} at {self.source} of norm {self.radius:.4g} "
             f"({self.relative:.2f} of the mean) that move {self.target}; {self.n_clusters} kinds of completions"
         )
         table = titled(

@@ -1,8 +1,9 @@
 """The whole search: radius, vectors, what they make the model say, and what they lie close to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,13 +12,16 @@ from torch import Tensor
 from sparsight.dictionaries import AbstractDictionary
 from sparsight.intervention.direction import Direction
 from sparsight.intervention.elicit.clusters import cluster_completions
+from sparsight.intervention.elicit.perturbation import Adapters, Perturbations, Vectors
 from sparsight.intervention.elicit.radius import find_radius, knee
 from sparsight.intervention.elicit.reach import Power, Reach
 from sparsight.intervention.elicit.record import Elicited, FoundVector, Near
-from sparsight.intervention.elicit.search import Search, find_vectors
+from sparsight.intervention.elicit.search import Search, find_adapters, find_vectors
 from sparsight.models import LanguageModel, Site
 
-VECTORS_FILE, RECORD_FILE = "vectors.safetensors", "elicited.json"
+VECTORS_FILE, ADAPTERS_FILE, RECORD_FILE = "vectors.safetensors", "adapters.safetensors", "elicited.json"
+
+Found = TypeVar("Found", bound=Perturbations)
 
 
 def elicit(
@@ -61,32 +65,111 @@ def elicit(
         UndefinedMetric: no radius was given and there is no knee.
     """
     reach = Reach(lm, lm.tokenize(list(prompts)), source, target, power=Power(p, q), last=last)
-    settings = search or Search()
+
+    def find(settings: Search) -> Vectors:
+        return Vectors(find_vectors(reach, reach.d, settings, dtype=reach.unperturbed.dtype, progress=progress))
+
+    record, found = _searched(reach, search or Search(), find, radius, prompts, max_new_tokens, dictionary, known)
+    if out is not None:
+        _write(Path(out), record, VECTORS_FILE, {"vectors": found.theta})
+    return record, found.theta
+
+
+def elicit_adapters(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    source: Site | str,
+    target: Site | str,
+    search: Search | None = None,
+    *,
+    rank: int = 1,
+    radius: float | int | None = None,
+    p: float | int = 2,
+    q: float | int = 2,
+    last: int | None = None,
+    max_new_tokens: int = 12,
+    dictionary: AbstractDictionary | None = None,
+    known: Mapping[str, Direction | Tensor] | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> tuple[Elicited, Adapters]:
+    """`elicit` with perturbations that read what they are added to: `x + R sum_r (a_r . x / |x|) b_r`.
+
+    Cosines with atoms and known directions are those of the directions written. Random ones, for comparison, read what
+    the adapters read and write along random directions.
+
+    Args:
+        lm, prompts, source, target, search: As for `elicit`; "adam", and not one after another.
+        rank: Directions read and written by each.
+        radius, p, q, last, max_new_tokens, dictionary, known, out, progress: As for `elicit`.
+    Returns:
+        The record, its adapters ranked, and the adapters themselves by number.
+    Raises:
+        ValueError, DataError, UndefinedMetric: as `elicit` and `find_adapters`.
+    """
+    reach = Reach(lm, lm.tokenize(list(prompts)), source, target, power=Power(p, q), last=last)
+
+    def find(settings: Search) -> Adapters:
+        return find_adapters(reach, settings, rank=rank, progress=progress)
+
+    record, found = _searched(reach, search or Search(), find, radius, prompts, max_new_tokens, dictionary, known, rank)
+    if out is not None:
+        _write(Path(out), record, ADAPTERS_FILE, {"read": found.read, "write": found.write})
+    return record, found
+
+
+def _searched(
+    reach: Reach,
+    search: Search,
+    find: Callable[[Search], Found],
+    radius: float | int | None,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    dictionary: AbstractDictionary | None,
+    known: Mapping[str, Direction | Tensor] | None,
+    rank: int = 0,
+) -> tuple[Elicited, Found]:
+    """The radius, what is found at it, and what that does."""
     points = []
     if radius is None:
-        points = find_radius(reach, settings)
+        points = find_radius(reach, search, find=find)
         radius = knee(points).radius
-    settings = replace(settings, radius=float(radius))
-    theta = find_vectors(reach, reach.d, settings, dtype=reach.unperturbed.dtype, progress=progress)
-    record = _described(reach, settings, theta, list(prompts), max_new_tokens, dictionary, known or {})
+    settings = replace(search, radius=float(radius))
+    found = find(settings)
     with torch.no_grad():
-        x = lm.activations(reach.tokens, [reach.source])[reach.source][reach.tokens.counted]
-    record = record.model_copy(update={"radii": points, "relative": settings.radius / float(x.norm(dim=1).mean())})
-    if out is not None:
-        _write(Path(out), record, theta)
-    return record, theta
+        x = reach.lm.activations(reach.tokens, [reach.source])[reach.source][reach.tokens.counted]
+    vectors, own = _described(reach, found, settings.seed, max_new_tokens, dictionary, known or {})
+    record = Elicited(
+        model=reach.lm.name,
+        source=str(reach.source),
+        target=str(reach.target),
+        prompts=list(prompts),
+        settings={
+            **asdict(settings),
+            "p": reach.power.p,
+            "q": reach.power.q,
+            "max_new_tokens": max_new_tokens,
+            "adapter_rank": rank,
+        },
+        radius=settings.radius,
+        relative=settings.radius / float(x.norm(dim=1).mean()),
+        radii=points,
+        unperturbed=own,
+        vectors=vectors,
+        n_clusters=len({vector.cluster for vector in vectors}),
+    )
+    return record, found
 
 
 def completions_under(
-    reach: Reach, theta: Float[Tensor, "v d"], max_new_tokens: int, *, batch_rows: int = 256
+    reach: Reach, what: Tensor | Perturbations, max_new_tokens: int, *, batch_rows: int = 256
 ) -> list[list[list[int]]]:
     """Token ids of each prompt's greedy completion under each perturbation, which also acts on what is written."""
     n_prompts = len(reach.tokens)
     found: list[list[list[int]]] = []
-    for chunk in torch.split(theta, max(1, batch_rows // n_prompts)):
-        rows = reach.repeated(len(chunk))
-        by_row = chunk.repeat_interleave(n_prompts, dim=0)
-        edit = _RowShift(by_row, bool(reach.tokens.special[:, 0].all()))
+    for part in reach.parts(what, batch_rows):
+        rows = reach.repeated(len(part))
+        edit = _WhileWriting(part, bool(reach.tokens.special[:, 0].all()))
         written = reach.lm.generate(rows, max_new_tokens=max_new_tokens, edits={reach.source: edit})
         lengths, total = rows.mask.sum(dim=1), written.mask.sum(dim=1)
         new = [written.ids[i, lengths[i] : total[i]].tolist() for i in range(len(rows))]
@@ -94,42 +177,40 @@ def completions_under(
     return found
 
 
-class _RowShift:
-    """Adds one vector to each row, at every token but a special first one."""
+class _WhileWriting:
+    """Adds perturbation `i` to the `i`-th block of rows, at every token but a special first one."""
 
     per_token = True
 
-    def __init__(self, rows: Tensor, first_is_special: bool) -> None:
-        self._rows, self._first = rows, first_is_special
+    def __init__(self, what: Perturbations, first_is_special: bool) -> None:
+        self._what, self._first = what, first_is_special
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.at(x, torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]))
 
     def at(self, x: Tensor, positions: Tensor) -> Tensor:
-        shift = self._rows.to(x).unsqueeze(1)
-        return x + shift * (positions.to(x.device) > 0).unsqueeze(-1) if self._first else x + shift
+        blocks = x.view(len(self._what), -1, *x.shape[1:])
+        added = self._what.added(blocks).expand_as(blocks).reshape(x.shape)
+        return x + added * (positions.to(x.device) > 0).unsqueeze(-1) if self._first else x + added
 
 
 def _described(
     reach: Reach,
-    search: Search,
-    theta: Float[Tensor, "v d"],
-    prompts: list[str],
+    what: Perturbations,
+    seed: int,
     max_new_tokens: int,
     dictionary: AbstractDictionary | None,
     known: Mapping[str, Direction | Tensor],
-) -> Elicited:
-    lm = reach.lm
-    said = completions_under(reach, theta, max_new_tokens)
-    own = completions_under(reach, torch.zeros_like(theta[:1]), max_new_tokens)[0]
+) -> tuple[list[FoundVector], list[str]]:
+    """Every perturbation with what it does, ranked; and what the model goes on with by itself."""
+    said = completions_under(reach, what, max_new_tokens)
+    own = completions_under(reach, torch.zeros(1, reach.d), max_new_tokens)[0]
     kinds = cluster_completions(said)
-    generator = torch.Generator().manual_seed(search.seed + 1)
-    drawn = torch.nn.functional.normalize(torch.randn(8, reach.d, generator=generator), dim=1).to(theta)
     with torch.no_grad():
-        objective, random = reach(theta), float(reach(search.radius * drawn).mean())
-    kl = reach.kl(theta)
-    unit = torch.nn.functional.normalize(theta.double(), dim=1)
-    others = (unit @ unit.T).fill_diagonal_(-1.0).max(dim=1).values if len(unit) > 1 else unit.new_zeros(1)
+        objective = reach(what)
+        random = float(reach(what.controls(8, torch.Generator().manual_seed(seed + 1))).mean())
+    kl, written = reach.kl(what), what.written()
+    others = what.likeness().fill_diagonal_(-1.0).max(dim=1).values if len(what) > 1 else [0.0]
     vectors = [
         FoundVector(
             number=i,
@@ -138,50 +219,50 @@ def _described(
             kl=float(kl[i]),
             cluster=kinds[i],
             same=sum(a == b for a, b in zip(said[i], own, strict=True)) / len(own),
-            completions=[" ".join(lm.tokens_to_strings(torch.tensor(ids, dtype=torch.int64))) for ids in said[i]],
-            atoms=_nearest_atoms(unit[i], dictionary),
-            known=sorted(
-                (Near(name=name, cosine=_cosine(unit[i], one)) for name, one in known.items()),
-                key=lambda near: -abs(near.cosine),
-            ),
+            completions=_texts(reach.lm, said[i]),
+            atoms=_nearest_atoms(written[i], dictionary),
+            known=_nearest_known(written[i], known),
             nearest=float(others[i]),
         )
-        for i in range(len(theta))
+        for i in range(len(what))
     ]
     unlike = {kind: sum(1 - v.same for v in vectors if v.cluster == kind) / kinds.count(kind) for kind in set(kinds)}
     vectors.sort(key=lambda v: (-unlike[v.cluster], v.cluster, -v.objective))
-    return Elicited(
-        model=lm.name,
-        source=str(reach.source),
-        target=str(reach.target),
-        prompts=prompts,
-        settings={**asdict(search), "p": reach.power.p, "q": reach.power.q, "max_new_tokens": max_new_tokens},
-        radius=float(search.radius),
-        relative=0.0,
-        radii=[],
-        unperturbed=[" ".join(lm.tokens_to_strings(torch.tensor(ids, dtype=torch.int64))) for ids in own],
-        vectors=vectors,
-        n_clusters=len(set(kinds)),
-    )
+    return vectors, _texts(reach.lm, own)
 
 
-def _nearest_atoms(unit: Float[Tensor, " d"], dictionary: AbstractDictionary | None, n: int = 3) -> list[Near]:
+def _texts(lm: LanguageModel, rows: list[list[int]]) -> list[str]:
+    return [" ".join(lm.tokens_to_strings(torch.tensor(ids, dtype=torch.int64))) for ids in rows]
+
+
+def _nearest_atoms(written: Float[Tensor, "r d"], dictionary: AbstractDictionary | None, n: int = 3) -> list[Near]:
     if dictionary is None:
         return []
-    if dictionary.atoms.shape[1] != len(unit):
-        raise ValueError(f"the dictionary has width {dictionary.atoms.shape[1]}, the vectors have {len(unit)}")
-    cosines = dictionary.atoms.detach().double().cpu() @ unit.cpu()
+    atoms = dictionary.atoms.detach().double().cpu()
+    if atoms.shape[1] != written.shape[1]:
+        raise ValueError(f"the dictionary has width {atoms.shape[1]}, the vectors have {written.shape[1]}")
+    cosines = _largest(atoms @ written.cpu().T)
     best = cosines.abs().topk(min(n, len(cosines))).indices.tolist()
     return [Near(name=str(i), cosine=float(cosines[i])) for i in best]
 
 
-def _cosine(unit: Float[Tensor, " d"], other: Direction | Tensor) -> float:
-    return Direction(unit.cpu()).cosine(other)
+def _nearest_known(written: Float[Tensor, "r d"], known: Mapping[str, Direction | Tensor]) -> list[Near]:
+    near = []
+    for name, one in known.items():
+        cosines = torch.tensor([[Direction(row.cpu()).cosine(one) for row in written]], dtype=torch.float64)
+        near.append(Near(name=name, cosine=float(_largest(cosines)[0])))
+    return sorted(near, key=lambda one: -abs(one.cosine))
 
 
-def _write(folder: Path, record: Elicited, theta: Float[Tensor, "v d"]) -> None:
+def _largest(cosines: Float[Tensor, "n r"]) -> Float[Tensor, " n"]:
+    """Of each row the one of largest size, with its sign."""
+    best = cosines.abs().argmax(dim=1, keepdim=True)
+    return cosines.gather(1, best)[:, 0]
+
+
+def _write(folder: Path, record: Elicited, name: str, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"vectors": theta.detach().cpu().contiguous()}, folder / VECTORS_FILE)
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
     (folder / RECORD_FILE).write_text(record.to_json() + "\n", encoding="utf-8")

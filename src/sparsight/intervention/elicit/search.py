@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsight.errors import DataError
 from sparsight.evaluation.reading import reported
+from sparsight.intervention.elicit.perturbation import Adapters
 from sparsight.intervention.elicit.reach import Reach
 
 Objective: TypeAlias = Callable[[Tensor], Tensor]
@@ -155,24 +156,6 @@ def first_singular_vectors(reach: Reach, n: int, *, steps: int = 30, seed: int =
     return found / radius
 
 
-@dataclass(frozen=True)
-class Adapters:
-    """Perturbations that read what they are added to: `x + R sum_r (a_r . x / |x|) b_r`, each `a_r`, `b_r` of norm 1.
-
-    Attributes:
-        read: The `a`.
-        written: The `b`.
-        radius: `R`.
-    """
-
-    read: Float[Tensor, "v rank d"]
-    written: Float[Tensor, "v rank d"]
-    radius: float
-
-    def __len__(self) -> int:
-        return len(self.read)
-
-
 def find_adapters(reach: Reach, search: Search, *, rank: int = 1, progress: bool = False) -> Adapters:
     """Adapters of some rank that move the target most: each of their vectors climbs on a sphere of its own.
 
@@ -188,25 +171,14 @@ def find_adapters(reach: Reach, search: Search, *, rank: int = 1, progress: bool
         raise ValueError("adapters are searched with method='adam', orthogonal=False and a rank of at least 1")
     d = reach.d
 
-    def objective(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    def adapters(rows: Float[Tensor, "n d"]) -> Adapters:
         parts = rows.view(-1, 2 * rank, d)
-        values = reach.of_edits(parts, lambda chunk: lambda x: adapted(chunk, rank, search.radius, reach, x))
+        return Adapters(parts[:, :rank], parts[:, rank:], float(search.radius))
+
+    def objective(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         # Every row of a group gets the group's value: their sum's gradient is 2 * rank times too long, which is nothing
         # to a step whose length does not depend on it.
-        return values.repeat_interleave(2 * rank)
+        return reach(adapters(rows)).repeat_interleave(2 * rank)
 
     spheres = Search(n_vectors=2 * rank * search.n_vectors, steps=search.steps, lr=search.lr, seed=search.seed)
-    found = find_vectors(objective, d, spheres, dtype=reach.unperturbed.dtype, progress=progress)
-    parts = found.view(search.n_vectors, 2 * rank, d)
-    return Adapters(parts[:, :rank], parts[:, rank:], float(search.radius))
-
-
-def adapted(
-    parts: Float[Tensor, "v twice_rank d"], rank: int, radius: float | int, reach: Reach, x: Float[Tensor, "rows t d"]
-) -> Float[Tensor, "rows t d"]:
-    """What adapters make of activations, the `i`-th for the `i`-th block of rows."""
-    blocks = x.view(len(parts), -1, *x.shape[1:])
-    length = blocks.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    coordinates = torch.einsum("vptd,vrd->vptr", blocks / length, parts[:, :rank].to(x))
-    added = radius * torch.einsum("vptr,vrd->vptd", coordinates, parts[:, rank:].to(x))
-    return (blocks + added * reach.tokens.counted[None, :, :, None]).view_as(x)
+    return adapters(find_vectors(objective, d, spheres, dtype=reach.unperturbed.dtype, progress=progress))
