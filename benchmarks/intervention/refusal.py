@@ -114,7 +114,7 @@ def main() -> None:
     if wanted in ("ablation", "all"):
         _ablation(lm, found, refused, cost)
     if wanted in ("addition", "all"):
-        _addition(lm, found, refused, cost, last_tokens(tokens["test"][1]))
+        _addition(lm, found, refused, cost, last_tokens(tokens["test"][1]), colon_gates(lm, train))
     if wanted in ("selection", "all"):
         _published(lm, tokens, refuses, train, refused, cost)
     if wanted in ("verdicts", "all"):
@@ -139,7 +139,20 @@ def _ablation(lm, found, refused, cost) -> None:
         )
 
 
-def _addition(lm, found, refused, cost, last) -> None:
+def colon_gates(lm, prompts):
+    """At every site a gate that opens at the colon before an answer: that colon's mean against other texts' tokens."""
+    colon = lm.tokenize([text for part in prompts for text, _ in part])
+    texts = lm.tokenize([d.text for d in organism.corpus(16, 200, domains=dict.fromkeys(ELSEWHERE, 1))])
+    at, other = activations_at(lm, colon, SITES, last_tokens(colon)), activations_at(lm, texts, SITES, texts.counted)
+    found = {}
+    for site in SITES:
+        direction = difference_in_means(at[site], other[site], site=site, model=lm.name)
+        middle = (at[site].mean(dim=0) + other[site].mean(dim=0)) / 2
+        found[site] = Gate(direction, float(middle @ direction.unit))
+    return found
+
+
+def _addition(lm, found, refused, cost, last, colons) -> None:
     generator = torch.Generator().manual_seed(0)
     site = Site(1, "resid_post")
     shared, _, harmless, gate = found[site]
@@ -150,15 +163,19 @@ def _addition(lm, found, refused, cost, last) -> None:
         induced.append(refused("test", False, add_direction(lm, Direction(drawn[0].unit * shared.norm, site, lm.name))))
     print(f"\n20 random triples ablated likewise at {site}: harmful refused {min(kept):.1%} to {max(kept):.1%}")
     print(f"20 random directions of equal norm added there: harmless refused {min(induced):.1%} to {max(induced):.1%}")
-    print("\naddition to harmless prompts at one site, at every token or at the last one only")
+    print(
+        "\naddition to harmless prompts at one site: at every token, at the last one, or where a gate finds that colon"
+    )
     for site in SITES:
         shared = found[site][0]
         for strength in (1.0, 1.5):
             edits = add_direction(lm, shared, strength=strength)
             only = add_direction(lm, shared, strength=strength, where=last)
+            gated = add_direction(lm, shared, strength=strength, gate=colons[site])
             print(
                 f"{site!s:<13} x{strength:<4} refused {refused('test', False, edits):.1%}, "
-                f"at the last token only {refused('test', False, only):.1%}; loss elsewhere {cost(edits):+.1%}",
+                f"at the last only {refused('test', False, only):.1%}, gated {refused('test', False, gated):.1%}; "
+                f"loss elsewhere {cost(edits):+.1%}, gated {cost(gated):+.2%}",
                 flush=True,
             )
 

@@ -65,12 +65,16 @@ def test_ablation_towards_a_point_gives_its_coordinates():
 def test_a_gate_leaves_the_tokens_it_is_shut_for_bit_for_bit():
     lm, r = tiny_model("llama"), unit(16, 10)
     x = torch.randn(2, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(11))
-    edited = ablate_direction(lm, r, [POST], gate=Gate(Direction(2 * r), 0.3))[POST](x)
+    gate = Gate(Direction(2 * r), 0.3)
+    edited, added = (
+        edits[POST](x) for edits in (ablate_direction(lm, r, [POST], gate=gate), add_direction(lm, r, POST, gate=gate))
+    )
     open_ = x @ r > 0.3
     assert bool(open_.any())
     assert bool((~open_).any())
     assert torch.equal(edited[~open_], x[~open_])
     assert (edited[open_] @ r).abs().max() < 1e-13
+    assert torch.equal(added, torch.where(open_[..., None], x + r, x))
 
 
 def test_swapping_the_span_and_then_the_rest_is_replacing():

@@ -124,6 +124,29 @@ def test_training_lowers_the_loss_under_attack_and_leaves_the_model_given_alone(
     assert not any(p.requires_grad for p in hardened.model.parameters())
 
 
+def test_retention_holds_the_copy_to_the_model_given_by_its_divergence():
+    """What is recorded at the second step is `KL(before || after one step)`, and its weight keeps it small."""
+    lm = tiny_model("llama")
+    prompts, texts = [f"w{i} w{i + 1}" for i in range(4)], ["w9 w8 w7", "w20 w3"]
+    right = Answers.of(lm, prompts, ["w50"] * 4)
+
+    def trained(steps, retention):
+        settings = AdversarialTraining(
+            sites=(POST,), ball=Ball(0), steps=steps, batch_size=4, lr=1e-2, retention=retention
+        )
+        return latent_adversarial_training(lm, right, texts, settings)
+
+    tokens = lm.tokenize(texts)
+    once, _ = trained(1, 1.0)
+    before, after = (model.logits(tokens)[tokens.mask].log_softmax(dim=-1) for model in (lm, once))
+    kl = (before.exp() * (before - after)).sum(dim=-1).mean()
+    _, record = trained(2, 1.0)
+    assert record.kl[0] == 0
+    assert record.kl[1] == pytest.approx(float(kl), rel=1e-6)
+    free, held = (trained(12, weight)[1].kl[-1] for weight in (0.0, 30.0))
+    assert held < 0.2 * free
+
+
 def test_an_adversary_of_named_latents_stays_in_their_span():
     dictionary = tiny_dictionary()
     basis = span_of_latents(dictionary, [2, 7])

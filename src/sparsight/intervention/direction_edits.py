@@ -48,6 +48,7 @@ def add_direction(
     site: Site | str | None = None,
     *,
     strength: float | int = 1.0,
+    gate: Gate | None = None,
     where: Where = None,
 ) -> Edits:
     """`x + strength * direction`: at strength 1 a difference in means moves one class's mean to the other's.
@@ -57,6 +58,7 @@ def add_direction(
         direction: With its length.
         site: Where; where it was found, if not given.
         strength: Multiples of the direction's own length.
+        gate: Only tokens it opens for; all when None.
         where: Positions; all when None.
     Raises:
         ValueError: the direction is zero or of another width, no site is known, or the strength is not finite.
@@ -68,7 +70,8 @@ def add_direction(
         raise ValueError(f"strength must be finite, got {strength}")
 
     def change(x: Float[Tensor, "b t d"], _: Int64[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        return x + strength * vector.to(x)
+        edited = x + strength * vector.to(x)
+        return edited if gate is None else torch.where(gate.opens(x), edited, x)
 
     return everywhere(change, sites, checked_where(where), "adding a direction")
 
