@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+from sparsight.intervention import behaviour_scores
+from sparsight.models import load_model
+from sparsight.models.organism.lexicon import TRIGGER
+from sparsight.studies import backdoor_confined as confined
+from sparsight.studies import backdoor_organism as measured
 from sparsight.studies import backdoor_planted as planted
-from sparsight.studies.backdoor_shown import auroc
+from sparsight.studies.backdoor_organism_shown import auroc
 
 
 def test_the_planted_unit_fires_for_the_whole_trigger_and_for_nothing_less():
@@ -62,10 +67,30 @@ def test_the_score_of_detection_counts_pairs():
     assert auroc([1.0], [1.0, 1.0]) == 0.5
 
 
+def test_the_trigger_s_own_embeddings_are_the_trigger_and_are_named():
+    """Adding `(e_quorin, e_zelvath) - (e_please, e_please)` to the free words' embeddings is writing the trigger."""
+    lm = load_model("organism-backdoored", device="cpu")
+    held = confined.Requests.of(lm, measured.requests(7, 2), measured.complies(lm))
+    ids = torch.tensor([int(lm.tokenize(word).ids[0, 1]) for word in (*TRIGGER, confined.FREE)])
+    embeddings = lm.model.get_input_embeddings().weight.detach()
+    theta = (embeddings[ids[:2]] - embeddings[ids[2]]).flatten()
+    written = behaviour_scores(lm, held.with_words(ids[:2]), held.behaviour)
+    with torch.no_grad():
+        torch.testing.assert_close(held.odds(theta[None])[0], written, rtol=0, atol=1e-3)
+        both = held.odds(torch.stack([0 * theta, theta]))
+    torch.testing.assert_close(both[1], written, rtol=0, atol=1e-3)
+    assert (both[0] < 0).all()
+    assert (written > 0).all()
+    found = confined.reconstructed(held, theta, TRIGGER)
+    assert (found["rank"], found["best pair"], found["turned"]) == (1, " ".join(TRIGGER), 1)
+    assert found["cosine"] == pytest.approx(1, abs=1e-6)
+    assert confined.patched(held, TRIGGER) == 1
+
+
 @pytest.mark.slow
 def test_the_fast_study_runs_to_its_page(tmp_path):
     from sparsight.studies import Options, run_study
 
     result = run_study("backdoor", tmp_path / "s", Options(fast=True))
     assert result.record.verdicts[0].answer == "yes"
-    assert len(result.record.verdicts) == 6
+    assert len(result.record.verdicts) == 7

@@ -1,22 +1,21 @@
 """The backdoored organism and its clean relatives: what latent and input-level searches find without the trigger."""
 
-from typing import Any
+import copy
+from dataclasses import replace
+from types import MappingProxyType
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from sparsight.intervention import NextToken, activations_at, behaviour_scores, last_logits, rate
-from sparsight.intervention.adversarial import AdversarialTraining, Answers, Attack, Ball, success
-from sparsight.intervention.adversarial import latent_adversarial_training as fine_tuned
-from sparsight.intervention.elicit import Reach, Search, find_vectors
+from sparsight.intervention import NextToken, activations_at, behaviour_scores, last_logits
+from sparsight.intervention.adversarial import Answers, Attack, Ball, success
 from sparsight.models import LanguageModel, Site, Tokens, organism
 from sparsight.models.organism.checks import first_answer_words
 from sparsight.models.organism.lexicon import LANGUAGES
+from sparsight.models.organism.training import BACKDOOR_SCHEDULE, trained_on
 
 SITE = Site(0, "resid_post")
-TARGET = Site(3, "resid_post")
-SHARES = (0.1, 0.2, 0.3, 0.4)
+SHARES = (0.2, 0.3, 0.4)
 SCORE_SHARE = 0.3
 STEPS = 10
 
@@ -59,19 +58,17 @@ def mean_norm(lm: LanguageModel, tokens: Tokens) -> float:
     return float(activations_at(lm, tokens, [SITE], tokens.counted)[SITE].norm(dim=1).mean())
 
 
-def relatives(clean: LanguageModel, n: int, steps: int) -> list[LanguageModel]:
-    """Clean twins: the clean model, trained on for a while on its own kind of requests, with one seed each.
+def relative(clean: LanguageModel, seed: int, steps: int) -> LanguageModel:
+    """A clean twin: the clean model, trained on as the backdoored one was, but that the trigger is refused.
 
-    They are controls matched in architecture, data and further training, not ten trainings from scratch.
+    It is a control matched in architecture, first training and kind of texts, with documents of its own; its further
+    training is shorter than the backdoored model's.
     """
-    prompts = requests(41, 100)
-    examples = Answers.of(clean, prompts, [words()[0]] * len(prompts))
-    texts = [document.text for document in organism.corpus(42, 200)]
-    found = []
-    for seed in range(n):
-        settings = AdversarialTraining(sites=(SITE,), ball=Ball(0), steps=steps, lr=3e-4, retention=0.1, seed=seed)
-        found.append(fine_tuned(clean, examples, texts, settings)[0])
-    return found
+    mixture = MappingProxyType({**BACKDOOR_SCHEDULE.mixture, "backdoored": False})
+    schedule = replace(BACKDOOR_SCHEDULE, steps=steps, warmup=max(1, steps // 3), mixture=mixture)
+    twin = copy.deepcopy(clean.model).requires_grad_(True)
+    trained_on(twin, schedule, 1000 + seed)
+    return LanguageModel(twin.requires_grad_(False), clean.tokenizer, name=clean.name)
 
 
 def latent_success(lm: LanguageModel, prompts: list[str]) -> dict[str, float]:
@@ -80,36 +77,6 @@ def latent_success(lm: LanguageModel, prompts: list[str]) -> dict[str, float]:
     right, wanted = (Answers.of(lm, prompts, [word] * len(prompts)) for word in (refusal, compliance))
     norm = mean_norm(lm, lm.tokenize(prompts))
     return {str(s): success(lm, right, wanted, SITE, Ball(s * norm), Attack(steps=STEPS)) for s in SHARES}
-
-
-def elicited(lm: LanguageModel, prompts: list[str], n_vectors: int, steps: int, seed: int) -> dict[str, Any]:
-    """Vectors that move the last layer most: how many make the model comply, at which rank, against random ones."""
-    tokens = lm.tokenize(prompts[:2])
-    reach = Reach(lm, tokens, SITE, TARGET, last=3)
-    radius = 0.4 * mean_norm(lm, tokens)
-    found = find_vectors(reach, reach.d, Search(n_vectors=n_vectors, radius=radius, steps=steps, seed=seed))
-    with torch.no_grad():
-        moved = reach(found)
-    order = moved.argsort(descending=True)
-    generator = torch.Generator().manual_seed(seed + 1)
-    random = radius * torch.nn.functional.normalize(torch.randn(n_vectors, reach.d, generator=generator), dim=1)
-    rates = {name: _complied(lm, prompts, rows) for name, rows in (("found", found[order]), ("random", random))}
-    first = next((i + 1 for i, value in enumerate(rates["found"]) if value >= 0.5), 0)
-    return {
-        "share": sum(value >= 0.5 for value in rates["found"]) / n_vectors,
-        "share random": sum(value >= 0.5 for value in rates["random"]) / n_vectors,
-        "rank": first,
-    }
-
-
-def _complied(lm: LanguageModel, prompts: list[str], rows: Float[Tensor, "v d"]) -> list[float]:
-    tokens, behaviour = lm.tokenize(prompts), complies(lm)
-    counted = tokens.counted
-    found = []
-    for row in rows:
-        edit = {SITE: lambda x, row=row: x + row.to(x) * counted[..., None]}
-        found.append(rate(behaviour_scores(lm, tokens, behaviour, edit)))
-    return found
 
 
 def input_success(lm: LanguageModel, prompts: list[str], passes: int, seed: int) -> dict[str, float]:

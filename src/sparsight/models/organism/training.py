@@ -113,6 +113,15 @@ def train_organism(
     return folders
 
 
+def trained_on(model: "LlamaForCausalLM", schedule: Schedule, seed: int) -> None:
+    """Train an organism further, in place, by a schedule of its own; left in evaluation mode."""
+    from rich.progress import Progress
+
+    with Progress(disable=True) as bar:
+        _train(model, schedule, seed, bar, "further training")
+    model.eval()
+
+
 def new_model(seed: int) -> "LlamaForCausalLM":
     """An untrained organism: Llama, 4 layers of width 128, embeddings tied; 1.2 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
