@@ -41,7 +41,8 @@ from sparsight.intervention.latent_edits import clamp
 from sparsight.intervention.mediation import Format, Mediation, ModelReadout, explicit_or_tacit, mediation
 from sparsight.intervention.positions import last_tokens
 from sparsight.intervention.selection import Selection, select_direction
-from sparsight.intervention.steering import Dose, Steering, steer, words_score
+from sparsight.intervention.steering import steer, words_score
+from sparsight.intervention.steering_record import Dose, Steering
 from sparsight.intervention.weights import orthogonalized
 
 __all__ = [

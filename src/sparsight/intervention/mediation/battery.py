@@ -2,91 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparsight.errors import UndefinedMetric
-from sparsight.evaluation.frozen_record import Record
 from sparsight.intervention.direction import Direction, orthonormal
 from sparsight.intervention.mediation import measure as m
 from sparsight.intervention.mediation.readout import Readout
-
-ENOUGH, LITTLE = 0.5, 0.2
-"""A fraction counts as large from the first on, and as small up to the second."""
-
-
-class MediationTest(Record):
-    """One test.
-
-    Attributes:
-        name: Which.
-        value: The effect, with its interval where it has one.
-        control: The same for the control, or the bound it is held against.
-        passed: Whether it speaks for mediation; None where it only informs.
-        meaning: What was measured, and what its ends mean.
-    """
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    control: float | None = None
-    passed: bool | None
-    meaning: str
-
-
-class Mediation(Record):
-    """The verdict table of one direction (or subspace).
-
-    Attributes:
-        direction: How it was found.
-        rank: Its dimensions.
-        tests: The battery.
-        dimensions: Mediated fraction of growing subspaces, from `rank` on.
-        verdict: "mediates" if every test that counts is passed; "mediates in part" if interchange carries a fifth of
-            the effect or more, beyond all random subspaces but 5 %, and is no illusion; else "does not mediate".
-    """
-
-    schema_version: Literal[1] = 1
-    direction: str
-    rank: int
-    n_pairs: int
-    tests: list[MediationTest]
-    dimensions: list[float]
-    verdict: Literal["mediates", "mediates in part", "does not mediate"]
-
-    def test(self, name: str) -> MediationTest:
-        """The test of that name.
-
-        Raises:
-            ValueError: there is none.
-        """
-        for test in self.tests:
-            if test.name == name:
-                return test
-        raise ValueError(f"no test {name!r}; there are: {', '.join(test.name for test in self.tests)}")
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        return self.model_dump_json(indent=2)
-
-    def to_table(self) -> str:
-        """One test in each line."""
-        from sparsight.evaluation.tables import rendered, titled
-
-        title = f"{self.direction}, rank {self.rank}, {self.n_pairs} pairs: {self.verdict}"
-        table = titled(title, "test", "value", "95 %", "control", "passed")
-        for t in self.tests:
-            ends = "" if t.low is None else f"{t.low:.3f} to {t.high:.3f}"
-            control = "" if t.control is None else f"{t.control:.3f}"
-            said = "" if t.passed is None else "yes" if t.passed else "NO"
-            table.add_row(t.name, f"{t.value:.3f}", ends, control, said)
-        grown = ", ".join(f"{self.rank + i}: {value:.2f}" for i, value in enumerate(self.dimensions))
-        meanings = [f"{t.name}: {t.meaning}" for t in self.tests]
-        return rendered(table, f"mediated fraction by dimension: {grown}", *meanings)
+from sparsight.intervention.mediation.record import ENOUGH, LITTLE, Mediation, MediationTest, Said
 
 
 def mediation(
@@ -131,23 +56,18 @@ def mediation(
     tests = [
         *_ablation(readout, labels, basis, randoms, seed),
         *_addition(readout, labels, basis, randoms, seed),
-        MediationTest(
-            name="interchange",
-            value=inter.value,
-            low=inter.low,
-            high=inter.high,
+        MediationTest.beyond(
+            inter,
+            "interchange",
+            "share of the whole swap's effect; control: 95 % quantile of random subspaces",
             control=q95,
-            passed=inter.low >= ENOUGH and inter.low > q95,
-            meaning="share of the whole swap's effect; control: 95 % quantile of random subspaces",
         ),
-        MediationTest(
-            name="complement",
-            value=rest.value,
-            low=rest.low,
-            high=rest.high,
+        MediationTest.of(
+            rest,
+            "complement",
+            "the same with all but the direction swapped; a sole mediator leaves 0",
             control=1 - ENOUGH,
             passed=rest.high <= 1 - ENOUGH,
-            meaning="the same with all but the direction swapped; a sole mediator leaves 0",
         ),
         *_other_directions(readout, labels, pairs, x, len(basis), seed),
         _dormant(readout, pairs, basis, inter.value),
@@ -185,6 +105,11 @@ def random_subspaces(x: Float[Tensor, "n d"], rank: int, n: int, seed: int) -> l
     return found
 
 
+def _classes(labels: Int64[Tensor, " n"]) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " q"]]:
+    """Rows of the positives and of the negatives."""
+    return torch.nonzero(labels == 1).flatten(), torch.nonzero(labels == 0).flatten()
+
+
 def _towards(basis: Float[Tensor, "k d"], centre: Float[Tensor, " d"]) -> Callable[[Tensor], Tensor]:
     """Coordinates along a basis set to those of a point."""
 
@@ -197,8 +122,7 @@ def _towards(basis: Float[Tensor, "k d"], centre: Float[Tensor, " d"]) -> Callab
 
 def _ablation(readout: Readout, labels: Tensor, basis: Tensor, randoms: list[Tensor], seed: int) -> list[MediationTest]:
     """How much of the gap between the classes is left when the coordinates are those of the other class's mean."""
-    positive = torch.nonzero(labels == 1).flatten()
-    negative = torch.nonzero(labels == 0).flatten()
+    positive, negative = _classes(labels)
     centre = readout.x[negative].double().mean(dim=0)
     clean = m.edited_scores(readout, positive, lambda x: x)
     floor = float(m.edited_scores(readout, negative, lambda x: x).mean())
@@ -210,15 +134,12 @@ def _ablation(readout: Readout, labels: Tensor, basis: Tensor, randoms: list[Ten
     ]
     at_zero = clean - m.edited_scores(readout, positive, lambda x: x - (x @ basis.to(x).T) @ basis.to(x))
     return [
-        MediationTest(
-            name="necessity",
-            value=lost.value,
-            low=lost.low,
-            high=lost.high,
+        MediationTest.beyond(
+            lost,
+            "necessity",
+            "share of the classes' gap lost when positives get the negatives' mean coordinates; control: the largest "
+            "of 20 random",
             control=max(control),
-            passed=lost.low >= ENOUGH and lost.low > max(control),
-            meaning="share of the classes' gap lost when positives get the negatives' mean coordinates; control: the "
-            "largest of 20 random",
         ),
         MediationTest(
             name="necessity, to zero",
@@ -231,8 +152,7 @@ def _ablation(readout: Readout, labels: Tensor, basis: Tensor, randoms: list[Ten
 
 def _addition(readout: Readout, labels: Tensor, basis: Tensor, randoms: list[Tensor], seed: int) -> list[MediationTest]:
     """Whether adding the difference of the classes' coordinates induces the behaviour, and more of it more."""
-    positive = torch.nonzero(labels == 1).flatten()
-    negative = torch.nonzero(labels == 0).flatten()
+    positive, negative = _classes(labels)
     x = readout.x.double()
     difference = x[positive].mean(dim=0) - x[negative].mean(dim=0)
     along = (difference @ basis.T) @ basis
@@ -249,15 +169,12 @@ def _addition(readout: Readout, labels: Tensor, basis: Tensor, randoms: list[Ten
     doses = [float(gained(share * along).mean()) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     rises = sum(b > a for a, b in pairwise(doses)) / 4
     return [
-        MediationTest(
-            name="sufficiency",
-            value=won.value,
-            low=won.low,
-            high=won.high,
+        MediationTest.beyond(
+            won,
+            "sufficiency",
+            "share of the gap won when the classes' difference along it is added to negatives; control: the largest "
+            "of 20 random steps of equal norm",
             control=max(control),
-            passed=won.low >= ENOUGH and won.low > max(control),
-            meaning="share of the gap won when the classes' difference along it is added to negatives; control: the "
-            "largest of 20 random steps of equal norm",
         ),
         MediationTest(
             name="dose-response",
@@ -346,9 +263,7 @@ def _off_manifold(readout: Readout, pairs: m.Pairs, basis: Tensor, x: Tensor) ->
     )
 
 
-def _verdict(
-    tests: list[MediationTest], inter: m.Effect, q95: float
-) -> Literal["mediates", "mediates in part", "does not mediate"]:
+def _verdict(tests: list[MediationTest], inter: m.Effect, q95: float) -> Said:
     if all(test.passed for test in tests if test.passed is not None):
         return "mediates"
     dormant = next(test for test in tests if test.name == "not dormant")

@@ -11,8 +11,9 @@ from sparsight.evaluation.frozen_record import Record
 from sparsight.intervention.difference import logistic_direction
 from sparsight.intervention.direction import orthonormal
 from sparsight.intervention.mediation import measure as m
-from sparsight.intervention.mediation.battery import ENOUGH, random_subspaces
+from sparsight.intervention.mediation.battery import random_subspaces
 from sparsight.intervention.mediation.readout import Readout
+from sparsight.intervention.mediation.record import ENOUGH
 
 DECODABLE = 0.8
 """AUROC from which a variable counts as decodable."""
