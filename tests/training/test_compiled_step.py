@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsight.dictionaries import BatchTopK, DictionaryConfig, Gated, JumpReLU, Matryoshka, TopK
+from sparsight.dictionaries import BatchTopK, DictionaryConfig, Gated, JumpReLU, Matryoshka, ReLU, ReLUDictionary, TopK
 from sparsight.training import Training, train
 from sparsight.training.adam import AdamRule
 from sparsight.training.compiled import choice
@@ -39,14 +39,16 @@ def rule_of(it: Member) -> AdamRule:
     return it.rule
 
 
-def unsettled(config: DictionaryConfig, d: int, step: str, seed: int) -> Member:
-    """A member whose parameters, offsets included, are no special ones."""
+def unsettled(config: DictionaryConfig, d: int, step: str, seed: int, silenced: float = 0.0) -> Member:
+    """A member whose parameters, offsets included, are no special ones; those of latents are lower by `silenced`."""
     it = member(config, d, step)
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in it.dictionary.named_parameters():
-            if name != "log_theta":
+            if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=g), alpha=0.1 / d**0.5)
+            if name in ("b_enc", "b_gate"):
+                parameter.sub_(silenced)
         it.dictionary.normalize_atoms_()
     rule_of(it)._written()
     return it
@@ -63,7 +65,9 @@ def gradients(it: Member, x: Tensor, dead: Tensor) -> tuple[Any, dict[str, Tenso
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu to a target")),
+    kind=st.sampled_from(
+        ("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu to a target", "relu", "annealed", "gated", "no r")
+    ),
     d=st.integers(1, 40),
     m=st.integers(1, 150),
     n=st.integers(1, 30),
@@ -83,10 +87,15 @@ def test_gradients_are_those_of_the_dense_step(
         "matryoshka": lambda: Matryoshka(m, k, widths=inner),
         "jumprelu": lambda: JumpReLU(m, l0=0.01, bandwidth=0.3 * scale, threshold=scale),
         "jumprelu to a target": lambda: JumpReLU(m, target_l0=k, bandwidth=0.3 * scale, threshold=1.5 * scale),
+        "relu": lambda: ReLU(m, 0.05),
+        "annealed": lambda: ReLU(m, target_l0=k, p_end=0.4),
+        "gated": lambda: Gated(m, 0.05, gate_aux=(0, 1, 2.5)[seed % 3]),
+        "no r": lambda: Gated(m, 0.05, fixed_r_mag=True),
     }
     config = configs[kind]()
     x = rows(n, d, seed, scale)
-    sparse, dense = (unsettled(config, d, step, seed) for step in ("sparse", "dense"))
+    silenced = 2 * scale / d**0.5 if kind in ("relu", "annealed", "gated", "no r") else 0.0
+    sparse, dense = (unsettled(config, d, step, seed, silenced) for step in ("sparse", "dense"))
     flags = torch.rand(config.n_latents, generator=torch.Generator().manual_seed(seed + 1)) < (0, 0.3, 1)[seed % 3]
     ours, mine = gradients(sparse, x, flags)
     theirs, true = gradients(dense, x, flags)
@@ -100,6 +109,32 @@ def test_gradients_are_those_of_the_dense_step(
     for name, gradient in true.items():
         size = float(gradient.abs().max()) + 1e-9
         assert torch.allclose(mine[name], gradient, rtol=1e-3, atol=2e-5 * size + 1e-8), name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ReLU(640, 0.05), ReLU(640, 0.05, p_end=0.4), Gated(640, 0.05, gate_aux=2.5), Gated(640, 0.05, fixed_r_mag=True)],
+    ids=lambda config: config.run_name,
+)
+@pytest.mark.parametrize("n_dead", [0, 30])
+def test_penalised_codes_of_few_latents_have_the_gradients_of_the_dense_step(
+    config: DictionaryConfig, n_dead: int
+) -> None:
+    x, dead = rows(48, 24, 7), torch.arange(640) < n_dead
+    sparse, dense = (unsettled(config, 24, step, 8, 0.5) for step in ("sparse", "dense"))
+    if isinstance(config, ReLU) and config.p_end is not None:
+        for it in (sparse, dense):
+            assert isinstance(it.dictionary, ReLUDictionary)
+            it.dictionary.anneal_stage.fill_(3)
+    compiled: Any = rule_of(sparse).compiled
+    assert len(compiled.activation.slots(x - sparse.dictionary.b_dec.detach()).values) > 100
+    (ours, mine), (theirs, true) = gradients(sparse, x, dead), gradients(dense, x, dead)
+    torch.testing.assert_close(ours.parts, theirs.parts, rtol=2e-5, atol=1e-7)
+    assert torch.equal(ours.fired, theirs.fired)
+    assert mine.keys() == true.keys()
+    for name, gradient in true.items():
+        assert float(gradient.abs().max()) > 0, name
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +157,7 @@ def test_where_many_latents_are_active_the_step_is_a_dense_one(threshold: float,
     sparse, plain = (member(config, 16, step) for step in ("sparse", "dense"))
     x, dead = 2 * rows(16, 16, 2), torch.arange(64) < 9
     compiled: Any = rule_of(sparse).compiled
-    assert (compiled.select(x) is None) == dense
+    assert (compiled.activation.slots(x) is None) == dense
     (one, mine), (other, true) = gradients(sparse, x, dead), gradients(plain, x, dead)
     torch.testing.assert_close(one.loss.detach(), other.loss.detach(), rtol=1e-4, atol=1e-6)
     assert mine.keys() == true.keys()
@@ -143,7 +178,7 @@ def test_an_atom_that_stands_twice_is_taken_in_order() -> None:
     rule_of(it)._written()
     x = rows(50, 12, 1)
     compiled: Any = rule_of(it).compiled
-    slots = compiled.select(x)
+    slots = compiled.activation.slots(x)
     code = it.dictionary.encode(x)
     assert torch.equal(slots.latents.view(50, 3)[slots.values.view(50, 3) > 0], code.indices[code.values > 0])
 
@@ -284,7 +319,10 @@ def test_the_step_is_chosen_by_settings_and_installation(monkeypatch: pytest.Mon
     assert not compiled(config, **large, precision="bf16")
     assert not compiled(config, **large, accumulate=2)
     assert not compiled(config, **large, processes=2)
-    assert not compiled(Gated(4096, l1=0.1), **large)
+    assert compiled(Gated(4096, l1=0.1), **large)
+    assert not compiled(Gated(4096, l1=0.1, untied=True), **large)
+    assert compiled(ReLU(4096, l1=0.1, p_end=0.5), **large)
+    assert not compiled(ReLU(4096, l1=0.1, norms="free"), **large)
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     assert importlib.util.find_spec("numba") is not None
     assert not compiled(config, **large)

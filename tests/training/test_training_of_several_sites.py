@@ -77,7 +77,9 @@ def test_ten_times_the_rate_gives_no_nan_and_atoms_keep_their_norm(config: Any) 
     torch.testing.assert_close(trained.dictionary.atoms.norm(dim=1).detach(), torch.ones(24), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=lambda c: c.run_name)
+@pytest.mark.parametrize(
+    "config", [CONFIGS[0], pytest.param(CONFIGS[1], marks=pytest.mark.slow)], ids=lambda c: c.run_name
+)
 @pytest.mark.parametrize(("aux", "revived"), [(1 / 32, 12), (0.0, 0)])
 def test_latents_out_of_reach_come_back_through_the_auxiliary_loss_and_only_through_it(
     config: Any, aux: float, revived: int

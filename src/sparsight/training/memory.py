@@ -43,7 +43,7 @@ def estimated_bytes(
         "Adam": 2 * parameters,
         "batch": FLOAT * (4 * training.batch_size * d + whole * shard),
     }
-    if takes_compiled_step(config.architecture, m * d, training, device, processes):
+    if takes_compiled_step(config, m * d, training, device, processes):
         k: int = getattr(config, "k", m)
         needed["gradients"] = FLOAT * min(m, training.batch_size * k) * 2 * d
         needed["screening"] = 2 * m * d

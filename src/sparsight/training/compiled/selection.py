@@ -49,12 +49,17 @@ def screened_batch_top_k(
 
 def _guess(screen: Screen, centred: Tensor, offset: Tensor, per_row: float) -> float:
     """A number that about `per_row` entries of a row exceed, never below 0; from a few rows."""
-    sample = centred[:: max(1, len(centred) // SAMPLE_ROWS)].bfloat16()
-    pre = torch.addmm(offset.bfloat16(), sample, screen.rounded.T).flatten().float()
+    pre = _sampled(screen, centred, offset)
     if not len(pre):
         return 0.0
-    rank = min(int(per_row * len(sample)) + 1, len(pre))
-    return max(0.0, float(pre.topk(rank, sorted=False).values.amin()))
+    rank = min(int(per_row * len(pre)) + 1, pre.numel())
+    return max(0.0, float(pre.flatten().topk(rank, sorted=False).values.amin()))
+
+
+def _sampled(screen: Screen, centred: Tensor, offset: Tensor) -> Tensor:
+    """Pre-activations of a few rows, in bfloat16's precision."""
+    sample = centred[:: max(1, len(centred) // SAMPLE_ROWS)].bfloat16()
+    return torch.addmm(offset.bfloat16(), sample, screen.rounded.T).float()
 
 
 def _above(screen: Screen, centred: Tensor, offset: Tensor, lower: Tensor, limit: float) -> Slots:
@@ -68,14 +73,18 @@ def screened_above(
 ) -> Slots | None:
     """All pre-activations above their latent's limit; None where some token has more than `most` of them.
 
-    Screened is by how far each exceeds its limit, moved up by what screening may be off: of positive numbers in
-    bfloat16 the order is that of their bits.
+    A few rows tell beforehand where it is many more. Screened is by how far each exceeds its limit, moved up by what
+    screening may be off: of positive numbers in bfloat16 the order is that of their bits.
     """
+
+    above = offset - lower
 
     def work(block: ScreenedBlock) -> Found | None:
         return collect(screen, block, centred, offset, lower, block.lift, most)
 
-    found = screen.over_blocks(centred, offset - lower, work, lifted=True)
+    if len(centred) and float((_sampled(screen, centred, above) > 0).sum(dim=1).float().mean()) > 2 * most:
+        return None
+    found = screen.over_blocks(centred, above, work, lifted=True)
     parts = [part for part in found if part is not None]
     return _joined(parts, centred) if len(parts) == len(found) else None
 

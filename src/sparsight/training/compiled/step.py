@@ -8,25 +8,17 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
-from sparsight.dictionaries import (
-    AbstractDictionary,
-    JumpReLUDictionary,
-    MatryoshkaDictionary,
-    TopKDictionary,
-)
+from sparsight.dictionaries import AbstractDictionary, MatryoshkaDictionary
 from sparsight.dictionaries.selection import Slots
+from sparsight.training.compiled.activation import Batch, activation_of
 from sparsight.training.compiled.room import Room
 from sparsight.training.compiled.scalars import AdamScalars
 from sparsight.training.objectives import Objective
-from sparsight.training.objectives.jumprelu import sparsity_penalty
 from sparsight.training.objectives.terms import objective_of, revival
 
 if TYPE_CHECKING:
     from sparsight.training.compiled.cpu import CpuLoops
     from sparsight.training.compiled.cuda import CudaLoops
-
-# A dense step is faster where some token has more active latents than one in so many.
-DENSE_FROM = 16
 
 
 class CompiledStep:
@@ -46,6 +38,7 @@ class CompiledStep:
         parameter.data = parameter.data.T.contiguous().T
         self.encoder: Tensor = parameter.detach().T
         self.loops = loops(self.encoder)
+        self.activation = activation_of(dictionary, self.loops)
         self.room = Room(self.encoder.device)
         self.starts = torch.zeros(dictionary.n_latents + 1, dtype=torch.int64, device=self.encoder.device)
         self.sums = _Sums.of(self.starts[:0], self.room, dictionary)
@@ -61,72 +54,38 @@ class CompiledStep:
         """
         config, b = self.dictionary.config, len(x)
         centred = torch.sub(x, self.dictionary.b_dec, out=self.room.take("centred", *x.shape))
-        near = self.select(centred)
+        near = self.activation.slots(centred)
         if near is None:
             return None
-        slots, active = self._jumped(near)
+        values, active = self.activation.values(near)
+        slots = replace(near, values=values)
         widths, weights = self._prefixes()
         one = len(widths) == 1
         rows = slots.tokens
         if not one:
             rows = rows * len(widths) + torch.searchsorted(widths, slots.latents, right=True)
         g, pull, errors = self._decode(x, slots, rows, weights * (2 / b))
-        terms, l0 = {"reconstruction": errors[-1]}, active.sum() / b
-        if isinstance(self.dictionary, JumpReLUDictionary):
-            terms["sparsity"] = self._move_thresholds(near, pull, l0, sparsity, b)
+
+        def aside(others: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+            _, drawn, squares = self._decode(x, replace(near, values=others), rows, weights * (2 * weight / b), "aside")
+            return drawn, weight * squares[-1]
+
+        batch = Batch(near, active, pull, b, sparsity, aside)
+        pull, terms = self.activation.back(batch)
+        terms["reconstruction"] = errors[-1]
         revived = dead if config.aux > 0 and bool(dead.any()) else None
-        self._sum_by_latent(centred, g, slots, rows, pull.mul_(active), revived)
+        self._sum_by_latent(centred, g, slots, rows, pull, revived)
         if not one:
             terms["prefixes"] = (weights[:-1] * errors[:-1]).sum()
         whole = g.view(b, len(widths), -1)
         to_b_dec, dictionary = whole[:, 0].sum(dim=0), self.dictionary
         dictionary.b_dec.grad = to_b_dec - torch.mv(dictionary.W_enc.detach(), self.sums.to_offset)
+        self.activation.leave_offset(self.sums.to_offset)
         if revived is not None:
             terms["auxiliary"] = self._revive(x, whole[:, -1] * (-b / 2), revived)
-        dictionary.b_enc.grad = self.sums.to_offset
         fired = torch.zeros_like(dead)
         fired[slots.latents[active]] = True
-        return objective_of(terms, l0, fired)
-
-    @torch.no_grad()
-    def select(self, centred: Float[Tensor, "b d"]) -> Slots | None:
-        """The code of the architecture, by token, then (but for TopK) by latent.
-
-        JumpReLU's has what lies within the window of its threshold too; None where that is too much.
-        """
-        dictionary, offset = self.dictionary, self.dictionary.b_enc.detach()
-        if isinstance(dictionary, TopKDictionary):
-            return self.loops.top_k(centred, offset, dictionary.k_now)
-        if isinstance(dictionary, JumpReLUDictionary):
-            lower = dictionary.threshold - dictionary.bandwidth / 2
-            most = max(1, dictionary.n_latents // DENSE_FROM)
-            return self.loops.above(centred, offset, lower, most)
-        return self.loops.batch_top_k(centred, offset, dictionary.k_now * len(centred))
-
-    def _jumped(self, near: Slots) -> tuple[Slots, Tensor]:
-        """Slots with the values that are decoded, and which of them are active."""
-        if not isinstance(self.dictionary, JumpReLUDictionary):
-            return near, near.values > 0
-        active = near.values > self.dictionary.threshold[near.latents]
-        return replace(near, values=near.values * active), active
-
-    def _move_thresholds(self, near: Slots, pull: Tensor, l0: Tensor, sparsity: float, b: int) -> Tensor:
-        """The penalty; leaves what it and the reconstruction say about the thresholds.
-
-        With the rectangle kernel a slot within the window adds `-(theta pull + penalty'(L0) / b) / bandwidth` to its
-        threshold's gradient, and `theta` times that to its logarithm's.
-        """
-        dictionary = self.dictionary
-        threshold, bandwidth = dictionary.threshold, dictionary.bandwidth
-        with torch.enable_grad():
-            count = l0.clone().requires_grad_()
-            penalty = sparsity * sparsity_penalty(dictionary.config, count)
-            (slope,) = torch.autograd.grad(penalty, count)
-        own = threshold[near.latents]
-        within = (near.values - own).abs() < bandwidth / 2
-        moved = (own * pull + slope / b) * within * (-own / bandwidth)
-        dictionary.log_threshold.grad = torch.zeros_like(threshold).index_add_(0, near.latents, moved)
-        return penalty.detach()
+        return objective_of(terms, batch.l0, fired)
 
     def adopt(self) -> None:
         """Take over the gradients that autograd left in the parameters."""
@@ -154,12 +113,14 @@ class CompiledStep:
             weights[:-1] = weights.new_tensor(dictionary.config.weights)
         return widths, weights
 
-    def _decode(self, x: Tensor, slots: Slots, rows: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode(
+        self, x: Tensor, slots: Slots, rows: Tensor, scales: Tensor, name: str = "g"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient in each row (of a token and a prefix), pull of each slot, and mean squared error of each prefix."""
         b, n_prefixes = len(x), len(scales)
         bounds = self.starts.new_zeros(b * n_prefixes + 1)
         bounds[1:] = torch.bincount(rows, minlength=b * n_prefixes).cumsum(dim=0)
-        g, pull = self.room.take("g", b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
+        g, pull = self.room.take(name, b * n_prefixes, x.shape[1]), torch.empty_like(slots.values)
         squares = x.new_empty(b, n_prefixes)
         atoms, b_dec = self.dictionary.atoms.detach(), self.dictionary.b_dec.detach()
         self.loops.decode_and_pull(x, bounds, slots.latents, slots.values, atoms, b_dec, scales, g, pull, squares)
@@ -183,7 +144,8 @@ class CompiledStep:
         part: Any = SimpleNamespace(d_in=dictionary.d_in, b_dec=dictionary.b_dec.detach())
         part.atoms = dictionary.atoms.detach()[latents].requires_grad_()
         part.W_enc = self.encoder[latents].T.requires_grad_()
-        part.b_enc = dictionary.b_enc.detach()[latents].requires_grad_()
+        offset = self.activation.offset
+        part.b_enc = offset.detach()[latents].requires_grad_()
         with torch.enable_grad():
             all_dead = torch.ones_like(latents, dtype=torch.bool)
             loss: Tensor = config.aux * revival(part, x, residual, all_dead, config.k_aux)
@@ -191,7 +153,8 @@ class CompiledStep:
         rows = sums.position[latents].long()
         sums.to_atoms.index_add_(0, rows, part.atoms.grad)
         sums.to_encoder.index_add_(0, rows, part.W_enc.grad.T)
-        sums.to_offset.index_add_(0, latents, part.b_enc.grad)
+        assert offset.grad is not None
+        offset.grad.index_add_(0, latents, part.b_enc.grad)
         return loss.detach()
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ def relu_objective(
     x_hat = values @ dictionary.atoms + dictionary.b_dec
     terms = {
         "reconstruction": squared_error(x, x_hat),
-        "sparsity": sparsity * config.coefficient * _penalty(dictionary, values),
+        "sparsity": sparsity * config.coefficient * penalty(dictionary, values, len(x)),
     }
     if config.aux > 0 and bool(dead.any()):
         plain = SimpleNamespace(
@@ -42,20 +42,24 @@ def relu_objective(
     return objective_of(terms, active.sum() / len(x), active.any(dim=0))
 
 
-def _penalty(dictionary: ReLUDictionary, values: Tensor) -> Tensor:
-    """The sum of the values, or of their powers times the factor that keeps the sum in line with the sum before."""
+def penalty(dictionary: ReLUDictionary, values: Float[Tensor, "*n"], n_tokens: int) -> Float[Tensor, ""]:
+    """Mean over tokens of the sum of the values, or of their powers times the factor that keeps it as it was before.
+
+    Args:
+        values: Those of all tokens; zeros may be left out.
+    """
     config = dictionary.config
     if config.p_end is None:
-        return values.sum(dim=1).mean()
+        return values.sum() / n_tokens
     stage = int(dictionary.anneal_stage)
-    now = sum_of_powers(values, config.power(stage))
-    following = sum_of_powers(values.detach(), config.power(min(stage + 1, config.n_powers)))
+    now = sum_of_powers(values, config.power(stage), n_tokens)
+    following = sum_of_powers(values.detach(), config.power(min(stage + 1, config.n_powers)), n_tokens)
     # All processes of a run must match the weight alike.
     dictionary.remember_penalties_(*over_batch(torch.stack([now.detach(), following])))
     return dictionary.anneal_factor * now
 
 
-def sum_of_powers(values: Float[Tensor, "b n_latents"], p: float) -> Float[Tensor, ""]:
+def sum_of_powers(values: Float[Tensor, "*n"], p: float, n_tokens: int) -> Float[Tensor, ""]:
     """Mean over tokens of `sum_j values_j^p`."""
     counted = values > FLOOR
-    return (torch.where(counted, values, 1.0).pow(p) * counted).sum(dim=1).mean()
+    return (torch.where(counted, values, 1.0).pow(p) * counted).sum() / n_tokens
