@@ -35,6 +35,8 @@ PEERS = {
     "batchtopk": ("dictionary_learning", "saelens"),
     "matryoshka": ("dictionary_learning",),
     "jumprelu": ("dictionary_learning", "saelens"),
+    "relu": ("dictionary_learning", "saelens"),
+    "gated": ("dictionary_learning", "saelens"),
 }
 WORKER = Path(__file__).with_name("step_worker.py")
 
@@ -73,7 +75,7 @@ def check(contenders: list[Contender], architecture: str, d: int, m: int, k: int
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         torch.save({"x": x, "atoms": atoms, "W_enc": W_enc.contiguous()}, Path(folder) / "given.pt")
-        if architecture == "jumprelu":  # thresholds and penalty are ours: our own dense step says what is true
+        if architecture in ("jumprelu", "relu", "gated"):  # with thresholds and penalties of ours: our own dense step
             (dense,) = (contender for contender in contenders if contender.name == "sparsight-dense")
             dense.ask(f"gradients {folder}")
             kept = torch.load(Path(folder) / "sparsight-dense.pt", weights_only=True)

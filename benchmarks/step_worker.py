@@ -36,7 +36,7 @@ def activations(d: int, batch: int) -> list[Tensor]:
 
 
 def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) -> Contender:
-    from sparsight.dictionaries import BatchTopK, JumpReLU, Matryoshka, TopK
+    from sparsight.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
     from sparsight.training import Training
     from sparsight.training.member import Member
 
@@ -45,30 +45,50 @@ def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) 
         "batchtopk": lambda: BatchTopK(m, k),
         "matryoshka": lambda: Matryoshka(m, k, widths=(m // 8, m // 4, m // 2)),
         "jumprelu": lambda: JumpReLU(m, target_l0=float(k)),
+        "relu": lambda: ReLU(m, 0.05),
+        "gated": lambda: Gated(m, 0.05),
     }
     training = Training(n_tokens=10**9, batch_size=batch, step=step)
     member = Member("it", configs[architecture](), d, training, torch.device("cpu"))
     rule: Any = member.rule
+    penalised = architecture in ("relu", "gated")
+    if penalised:
+        silence(member.dictionary, k, activations(d, batch)[0])
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
         dictionary: Any = member.dictionary
         with torch.no_grad():
             dictionary.atoms.copy_(given["atoms"])
             dictionary.W_enc.copy_(given["W_enc"])
+        if penalised:
+            silence(dictionary, k, given["x"])
         rule._written()
         rule.optimizer.zero_grad(set_to_none=True)
         rule._gradients(given["x"], torch.zeros(m, dtype=torch.bool), 1.0)
+        if penalised:
+            silence(dictionary, k, activations(d, batch)[0])
         if rule.compiled is None:
-            return {name: getattr(dictionary, name).grad.contiguous() for name in ("atoms", "W_enc", "b_enc")}
+            learnt = {name: p.grad for name, p in dictionary.named_parameters() if p.grad is not None}
+            return {name: gradient.contiguous() for name, gradient in learnt.items() if name != "b_dec"}
         return {name: t.contiguous() for name, t in rule.compiled.dense_gradients().items() if name != "b_dec"}
 
     return lambda x, number: member.step(x, 1e-4, 1.0) and None, gradients
 
 
+def silence(dictionary: Any, l0: int, x: Tensor) -> None:
+    """Lower the offsets until about `l0` latents of a token are active, as they are when training has come so far."""
+    offset = dictionary.b_enc if hasattr(dictionary, "b_enc") else dictionary.b_gate
+    with torch.no_grad():
+        pre = x[:64] @ dictionary.W_enc
+        offset.fill_(-pre.flatten().topk(l0 * len(pre) + 1).values[-2:].mean())  # between two: no entry is at 0
+
+
 def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.gated_sae import GatedTrainingSAE, GatedTrainingSAEConfig
     from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+    from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -76,14 +96,16 @@ def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
         "topk": lambda: TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=m, k=k)),
         "batchtopk": lambda: BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d, d_sae=m, k=k)),
         "jumprelu": lambda: JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=d, d_sae=m)),
+        "relu": lambda: StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d, d_sae=m)),
+        "gated": lambda: GatedTrainingSAE(GatedTrainingSAEConfig(d_in=d, d_sae=m)),
     }
     sae = of[architecture]()
     config = SAETrainerConfig(10**9, batch, lr=1e-4, lr_end=1e-5, logger=LoggingConfig(log_to_wandb=False))
     trainer: Any = SAETrainer(config, sae, iter(()))
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
-        if architecture == "jumprelu":
-            return {}  # thresholds of its own
+        if architecture in ("jumprelu", "relu", "gated"):
+            return {}  # thresholds and penalties of its own
         with torch.no_grad():
             sae.W_dec.copy_(given["atoms"])
             sae.W_enc.copy_(given["W_enc"])
@@ -99,8 +121,10 @@ def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
 
 def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.gdm import GatedSAETrainer
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
     from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
+    from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     of: dict[str, Any] = {
@@ -108,6 +132,8 @@ def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -
         "batchtopk": (BatchTopKTrainer, {"k": k}),
         "matryoshka": (MatryoshkaBatchTopKTrainer, {"k": k, "group_fractions": [1 / 8, 1 / 8, 1 / 4, 1 / 2]}),
         "jumprelu": (JumpReluTrainer, {"target_l0": float(k)}),
+        "relu": (StandardTrainer, {"l1_penalty": 0.05, "warmup_steps": 10, "sparsity_warmup_steps": None}),
+        "gated": (GatedSAETrainer, {"l1_penalty": 0.05, "warmup_steps": 10, "sparsity_warmup_steps": None}),
     }
     trainer_class, more = of[architecture]
     trainer = trainer_class(
@@ -116,7 +142,7 @@ def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
         ae = trainer.ae
-        if architecture in ("matryoshka", "jumprelu"):
+        if architecture in ("matryoshka", "jumprelu", "relu", "gated"):
             return {}  # prefixes' losses weighted and divided otherwise; thresholds of its own
         with torch.no_grad():
             ae.decoder.weight.copy_(given["atoms"].T)
