@@ -1,8 +1,5 @@
 """The page of an evaluation: numbers with intervals and floors, figures, benchmarks, in one HTML file."""
 
-import base64
-import hashlib
-from importlib import resources
 from pathlib import Path
 
 from sparsight.evaluation.core_records import BreakdownRecord
@@ -10,6 +7,7 @@ from sparsight.evaluation.record import Evaluation
 from sparsight.evaluation.side_by_side import SideBySide
 from sparsight.evaluation.tables import identity_lines, measurement_rows
 from sparsight.interpretation.figures import Series, line_chart
+from sparsight.interpretation.frame import asset, rendered_page, write_page
 from sparsight.interpretation.page import Figure
 from sparsight.interpretation.report import number
 
@@ -18,35 +16,23 @@ _COLOURS = 6
 
 def write_evaluation_page(path: str | Path, found: SideBySide) -> Path:
     """Write the page; it opens anywhere, offline, and never asks for another file. Whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(found), encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_page(path, render(found))
 
 
 def render(found: SideBySide) -> str:
     """The page as one string of HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = number
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = {name: {row[0]: row for row in measurement_rows(e)} for name, e in found.evaluations.items()}
-    html: str = environment.from_string(_asset("evaluation.html")).render(
-        title=", ".join(found.evaluations),
+    return rendered_page(
+        asset("evaluation.html"),
+        "evaluation",
+        ", ".join(found.evaluations),
+        {"number": number},
         found=found,
         measurements=list(dict.fromkeys(key for row in rows.values() for key in row)),
         rows=rows,
         figures=figures(found),
         identities={name: identity_lines(e) for name, e in found.evaluations.items()},
-        css=_asset("report.css"),
-        js=script,
-        script_hash=f"sha256-{digest}",
     )
-    return html
 
 
 def figures(found: SideBySide) -> list[Figure]:
@@ -79,7 +65,3 @@ def _line(name: str, record: BreakdownRecord, slot: int) -> Series:
     high = [g.fvu.value if g.fvu.high is None else g.fvu.high for g in groups if g.fvu is not None]
     x = list(range(1, len(y) + 1))
     return Series(name=name, x=x, y=y, low=low, high=high, slot=slot % _COLOURS, marks=True)
-
-
-def _asset(name: str) -> str:
-    return resources.files("sparsight.interpretation").joinpath(name).read_text(encoding="utf-8")

@@ -1,12 +1,9 @@
 """One HTML file that holds a whole report: no network, no other file, no script but its own."""
 
-import base64
-import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from markupsafe import Markup
 
 from sparsight.interpretation.examples import Example
 from sparsight.interpretation.figures import bar_strip
+from sparsight.interpretation.frame import asset, rendered_page, write_page
 from sparsight.interpretation.page import DictionaryPage, FeatureMatch, ReportPage
 from sparsight.interpretation.summaries import TELLING
 
@@ -36,12 +34,7 @@ def write_report(path: Path | str, page: ReportPage) -> Path:
     Raises:
         ValueError: two dictionaries have names that cannot be told apart in an address.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(page), encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_page(path, render(page))
 
 
 def render(page: ReportPage) -> str:
@@ -49,13 +42,19 @@ def render(page: ReportPage) -> str:
     slugs = [slug(dictionary.name) for dictionary in page.dictionaries]
     if len(set(slugs)) != len(slugs) or not all(slugs):
         raise ValueError(f"dictionaries need names that differ in letters or digits, got {slugs}")
-    script = _own("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    html: str = _template().render(
+    filters: dict[str, Callable[..., Any]] = {
+        "slug": slug,
+        "number": number,
+        "visible": visible,
+        "context": context,
+        "strip": bar_strip,
+    }
+    return rendered_page(
+        asset("report.html"),
+        "report",
+        page.title,
+        filters,
         page=page,
-        css=_own("report.css"),
-        js=script,
-        script_hash=f"sha256-{digest}",
         shown={d.name: {summary.latent for summary in d.latents} for d in page.dictionaries},
         chip_from=CHIP_FROM,
         enough=ENOUGH,
@@ -64,7 +63,6 @@ def render(page: ReportPage) -> str:
         latents_intro=_latents_intro(page.dictionaries),
         spaced=_needs_spaces(page.dictionaries),
     )
-    return html
 
 
 def slug(name: str) -> str:
@@ -175,15 +173,3 @@ def _latents_intro(dictionaries: Sequence[DictionaryPage]) -> str:
         "what a typical latent looks like. “Best for a label”: those of the table above with "
         f"an AUROC of {TELLING} or more."
     )
-
-
-def _own(name: str) -> str:
-    return (resources.files("sparsight.interpretation") / name).read_text(encoding="utf-8")
-
-
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(slug=slug, number=number, visible=visible, context=context, strip=bar_strip)
-    return environment.from_string(_own("report.html"))

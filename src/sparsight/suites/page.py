@@ -1,13 +1,11 @@
 """The page of a suite: its frontiers, its layers and all its members, in one HTML file."""
 
-import base64
-import hashlib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sparsight.formats.architectures import ARCHITECTURES
 from sparsight.interpretation.figures import Series, line_chart
+from sparsight.interpretation.frame import asset, rendered_page, write_page
 from sparsight.interpretation.page import Figure
 from sparsight.interpretation.report import number
 from sparsight.suites.index import Suite, SuiteMember
@@ -18,34 +16,23 @@ _COLOURS = 6
 
 def write_suite_report(path: str | Path, made: Suite) -> Path:
     """Write the page; it opens anywhere, offline, and never asks for another file. Whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(made), encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_page(path, render(made))
 
 
 def render(made: Suite) -> str:
     """The page as one string of HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = number
-    script = _asset("sparsight.interpretation", "report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     record = made.record
-    html: str = environment.from_string(_asset("sparsight.suites", "suite.html")).render(
-        title=f"{len(record.members)} {ARCHITECTURES[record.architecture].__name__} dictionaries of {record.model}",
+    return rendered_page(
+        asset("suite.html", "sparsight.suites"),
+        "suite",
+        f"{len(record.members)} {ARCHITECTURES[record.architecture].__name__} dictionaries of {record.model}",
+        {"number": number},
         record=record,
         has_loss=any(member.measured.loss_added is not None for member in record.members),
         layers=layer_figures(record.members),
         sites=site_figures(record.members),
         facts=_facts(made),
-        css=_asset("sparsight.interpretation", "report.css"),
-        js=script,
-        script_hash=f"sha256-{digest}",
     )
-    return html
 
 
 def site_figures(members: list[SuiteMember]) -> dict[str, list[Figure]]:
@@ -137,7 +124,3 @@ def _capital(label: str) -> str:
     """The quantity of an axis, without its unit, as a title starts."""
     quantity = label.partition(",")[0]
     return quantity[0].upper() + quantity[1:]
-
-
-def _asset(package: str, name: str) -> str:
-    return (resources.files(package) / name).read_text(encoding="utf-8")
