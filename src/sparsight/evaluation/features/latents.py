@@ -12,7 +12,7 @@ from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.classification import SparseColumns, auroc, best_threshold, detect
 from sparsight.evaluation.features.labelled import Examples
 from sparsight.evaluation.features.mediation import Exchange, Move, fraction, whole
-from sparsight.evaluation.features.probes import k_sparse, logistic
+from sparsight.evaluation.features.probes import SparseProbe, k_sparse, logistic
 from sparsight.evaluation.features.report_record import LatentRecord, LatentSetRecord
 from sparsight.evaluation.features.scores import Resampling, balanced_accuracy, score
 from sparsight.models import Site
@@ -55,6 +55,34 @@ class Coded:
         return Coded(dictionary, name, site, used, dense[0], dense[1], dense[2], SparseColumns.of(codes[:1]))
 
 
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """What the latents of a site are measured against; the same for every dictionary there.
+
+    Attributes:
+        accuracy: Balanced accuracy of logistic regression on the activations, on held-out documents.
+        choosing: The same on the choosing documents.
+        exchange: Pairs of texts; None where there are none.
+        full: What exchanging the whole activation costs in each pair.
+    """
+
+    accuracy: float
+    choosing: float
+    exchange: Exchange | None
+    full: Tensor | None
+
+    @staticmethod
+    def of(xs: tuple[Tensor, Tensor, Tensor], examples: Examples, exchange: Exchange | None) -> "Yardstick":
+        """Fit the probe and run the exchange."""
+        n = examples.n_classes
+        dense = logistic(xs[0], examples.fit.y, n)
+        right = [
+            float(balanced_accuracy(score(dense, x, part, n).sum(dim=0)))
+            for x, part in ((xs[2], examples.judge), (xs[1], examples.choose))
+        ]
+        return Yardstick(right[0], right[1], exchange, None if exchange is None else exchange.costs(whole))
+
+
 def best_of_each_class(coded: Coded, examples: Examples) -> list[LatentRecord]:
     """For each class (one of two) the latent of largest AUROC on training documents, judged on held-out ones."""
     found = []
@@ -87,35 +115,38 @@ def best_of_each_class(coded: Coded, examples: Examples) -> list[LatentRecord]:
 def smallest_set(
     coded: Coded,
     examples: Examples,
-    xs: tuple[Tensor, Tensor, Tensor],
+    yardstick: Yardstick,
     resampling: Resampling,
-    exchange: Exchange | None,
     no_exchange: str,
     *,
     seed: int = 0,
 ) -> LatentSetRecord:
     """The fewest latents that tell the classes apart as well as the activations do, and what they mediate.
 
-    Latents are ranked on the examples to fit on; how many are needed is decided on the choosing documents; all numbers
-    are of held-out documents.
+    Latents are ranked on the examples to fit on; how many are needed is decided on the choosing documents: the largest
+    set is tried first, and where it is not enough no smaller one is. All numbers are of held-out documents.
     """
     n = examples.n_classes
-    dense = logistic(xs[0], examples.fit.y, n)
-    wanted = AS_GOOD * float(balanced_accuracy(score(dense, xs[1], examples.choose, n).sum(dim=0)))
     tried = [k for k in KS if k <= len(coded.used)]
-    enough = False
-    for k in tried:
+
+    def tell(k: int) -> tuple[SparseProbe, bool]:
         probe = k_sparse(coded.fit, examples.fit.y, n, k)
-        enough = float(balanced_accuracy(score(probe, coded.choose, examples.choose, n).sum(dim=0))) >= wanted
-        if enough:
+        right = float(balanced_accuracy(score(probe, coded.choose, examples.choose, n).sum(dim=0)))
+        return probe, right >= AS_GOOD * yardstick.choosing
+
+    probe, enough = tell(tried[-1])
+    for k in tried[:-1] if enough else ():
+        smaller, as_good = tell(k)
+        if as_good:
+            probe = smaller
             break
     latents = coded.used[probe.columns]
     scores = probe.scores(coded.judge)
     y, answers = examples.judge.y, scores.argmax(dim=1)
     of_class = [c for c in range(n) if 0 < int((y == c).sum()) < len(y)]
     mediated, chance, why = None, None, no_exchange
-    if exchange is not None:
-        full = exchange.costs(whole)
+    exchange, full = yardstick.exchange, yardstick.full
+    if exchange is not None and full is not None:
         try:
             mediated = fraction(exchange.costs(exchanged(coded.dictionary, latents)), full, exchange.pairs, resampling)
             chance = _by_chance(coded, examples, latents, exchange, full, seed)
@@ -131,7 +162,7 @@ def smallest_set(
         accuracy=resampling.of(score(probe, coded.judge, examples.judge, n), balanced_accuracy),
         auroc=sum(auroc(scores[:, c], y == c) for c in of_class) / len(of_class),
         f1=sum(_f1(answers == c, y == c) for c in of_class) / len(of_class),
-        dense_accuracy=float(balanced_accuracy(score(dense, xs[2], examples.judge, n).sum(dim=0))),
+        dense_accuracy=yardstick.accuracy,
         mediated=mediated,
         mediated_by_random=chance,
         no_mediation=why or None,

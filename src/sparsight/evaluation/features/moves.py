@@ -207,7 +207,8 @@ def moves(
         UndefinedMetric: the next token of untouched texts does not tell the class, or no text has another branch.
     """
     n_classes = len(places.branch)
-    unmoved = _share(speakers.speak_of(lm, site, None) == speakers.y)
+    said = speakers.speak_of(lm, site, None)
+    unmoved = _share(said == speakers.y)
     least = (1 + 1 / n_classes) / 2
     if unmoved < least:
         raise UndefinedMetric(
@@ -229,14 +230,15 @@ def moves(
     ids, place = torch.unique(speakers.document_ids[rows], return_inverse=True)
     terms = torch.stack([moved.double(), torch.ones(len(moved), dtype=torch.float64)], dim=1)
     sums = torch.zeros(len(ids), 2, dtype=torch.float64).index_add_(0, place, terms)
-    untouched = places.branch[speakers.speak_of(lm, site, None, chosen=rows)] == places.branch[to]
+    # Where the shape has all the means' directions, the two are one and the same.
+    by_means = moved if torch.allclose(whole, shaped, atol=1e-9 * float(whole.abs().max())) else outcome(whole)
     return MoveRecord(
         family=places.family,
         rank=places.rank,
         moved=resampling.of(sums, lambda s: s[..., 0] / s[..., 1]),
-        by_means=_share(outcome(whole)),
+        by_means=_share(by_means),
         random=_share(outcome(random)),
-        before=_share(untouched),
+        before=_share(places.branch[said[rows]] == places.branch[to]),
         unmoved=unmoved,
         n_prompts=len(speakers.y),
         tokens=float(speakers.carries.sum(dim=1).double().mean()),

@@ -9,7 +9,7 @@ from sparsight.dictionaries import AbstractDictionary
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.features import home as at_home
 from sparsight.evaluation.features.labelled import Documents, Examples, Labelled
-from sparsight.evaluation.features.latents import Coded, best_of_each_class, overlap, smallest_set
+from sparsight.evaluation.features.latents import Coded, Yardstick, best_of_each_class, overlap, smallest_set
 from sparsight.evaluation.features.mediation import Exchange, Pairs, StoredTexts, class_subspaces, pairs_of
 from sparsight.evaluation.features.report_record import (
     LatentRecord,
@@ -109,8 +109,12 @@ class Measure:
         if shape is not None and arrangement is not None and e.feature.kind == "cyclic" and shape.families:
             circle = next(f for f in shape.families if f.family == "circle")
             found.points = at_home.circle_points(arrangement, e, circle.periods[0])
+        yardsticks: dict[Site, Yardstick] = {}
         for label, (dictionary, site) in dictionaries.items():
-            self._latents(found, label, dictionary, site, e, pairs, arrangement if str(site) == home else None)
+            if site not in yardsticks:
+                yardsticks[site] = self._yardstick(site, e, pairs)
+            at = arrangement if str(site) == home else None
+            self._latents(found, label, dictionary, site, e, yardsticks[site], at)
         return found
 
     def _read(self, site: Site, e: Examples) -> at_home.Sides:
@@ -168,6 +172,12 @@ class Measure:
         where = (self.lm, self.texts, self.store, site, e.feature, given, self.documents, self.resampling)
         return _or_reason(missing, "moves_within", at_home.moves_within, *where, seed=self.seed)
 
+    def _yardstick(self, site: Site, e: Examples, pairs: Pairs | None) -> Yardstick:
+        exchange = None
+        if pairs is not None and self.lm is not None and self.texts is not None:
+            exchange = Exchange(self.lm, self.store, self.texts, site, pairs)
+        return Yardstick.of(self._read(site, e), e, exchange)
+
     def _latents(
         self,
         found: Found,
@@ -175,7 +185,7 @@ class Measure:
         dictionary: AbstractDictionary,
         site: Site,
         e: Examples,
-        pairs: Pairs | None,
+        yardstick: Yardstick,
         arrangement: at_home.Arrangement | None,
     ) -> None:
         xs = self._read(site, e)
@@ -185,10 +195,7 @@ class Measure:
             found.representation.not_measured[f"latents of {label}"] = str(error)
             return
         best = best_of_each_class(coded, e)
-        exchange = None
-        if pairs is not None and self.lm is not None and self.texts is not None:
-            exchange = Exchange(self.lm, self.store, self.texts, site, pairs)
-        chosen = smallest_set(coded, e, xs, self.resampling, exchange, self.no_effects or "no pairs", seed=self.seed)
+        chosen = smallest_set(coded, e, yardstick, self.resampling, self.no_effects or "no pairs", seed=self.seed)
         found.latents += best
         found.sets.append(chosen)
         feature, latents = f"feature {e.feature.name}", f"{label} latents {', '.join(map(str, chosen.latents))}"
