@@ -178,6 +178,7 @@ def main() -> None:
     rate = rates()
     seconds = measure(contenders, options.rounds, options.seconds)
     memory = {contender.name: contender.ask("memory")["bytes"] for contender in contenders}
+    profile = contenders[0].ask("phases 11")["seconds"]
     floor = floors(rate, d, m, k, batch)
     ours = seconds["sparsight"]
     report: dict[str, Any] = {
@@ -188,6 +189,7 @@ def main() -> None:
         "architecture": options.architecture,
         "rates": rate,
         "floor_seconds": floor,
+        "phases_seconds": profile,
         "contenders": {},
     }
     print(f"{'':20s} tokens/s     spread      ours/theirs   peak MB")
@@ -208,6 +210,8 @@ def main() -> None:
         least = sum(phases.values())
         of = ", ".join(f"{phase} {1000 * seconds:.0f} ms" for phase, seconds in phases.items())
         print(f"floor, {name:13s} {batch / least:8,.0f}   our share of it {least / statistics.median(ours):.0%} ({of})")
+    whole = sum(profile.values())
+    print(f"our step, {1000 * whole:.0f} ms: " + ", ".join(f"{n} {1000 * s:.0f}" for n, s in profile.items()))
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -3,8 +3,9 @@
     python benchmarks/step_worker.py CONTENDER ARCHITECTURE D N_LATENTS K BATCH THREADS
 
 Answers each line on stdin with one line of JSON: `steps N` takes N steps and says how long they took;
-`gradients FOLDER` reads weights and a batch from FOLDER and writes its gradients of the reconstruction there; `memory`
-says the largest memory ever held. Each steps as its users would run it: its own trainer's step and defaults, float32.
+`gradients FOLDER` reads weights and a batch from FOLDER and writes its gradients of the reconstruction there;
+`phases N` takes N steps and says what a step spends in each of its loops (ours only); `memory` says the largest
+memory ever held. Each steps as its users would run it: its own trainer's step and defaults, float32.
 """
 
 import json
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Contender = tuple[Callable[[Tensor, int], None], Callable[[dict[str, Tensor]], dict[str, Tensor]]]
+Step = Callable[[Tensor, int], None]
+Contender = tuple[Step, Callable[[dict[str, Tensor]], dict[str, Tensor]]]
 
 
 def activations(d: int, batch: int) -> list[Tensor]:
@@ -35,7 +37,8 @@ def activations(d: int, batch: int) -> list[Tensor]:
     return batches
 
 
-def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) -> Contender:
+def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) -> tuple[Contender, Any]:
+    """Also the loops of its compiled step, if it has one."""
     from sparsight.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
     from sparsight.training import Training
     from sparsight.training.member import Member
@@ -72,7 +75,32 @@ def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) 
             return {name: gradient.contiguous() for name, gradient in learnt.items() if name != "b_dec"}
         return {name: t.contiguous() for name, t in rule.compiled.dense_gradients().items() if name != "b_dec"}
 
-    return lambda x, number: member.step(x, 1e-4, 1.0) and None, gradients
+    loops = None if rule.compiled is None else rule.compiled.loops
+    return (lambda x, number: member.step(x, 1e-4, 1.0) and None, gradients), loops
+
+
+def phases(step: Step, batches: list[Tensor], loops: Any, n: int) -> dict[str, float]:
+    """Median seconds that a step spends in each loop, in the order of their first calls; the rest is torch's."""
+    seconds: list[dict[str, float]] = []
+
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            started = time.perf_counter()
+            found = work(*given)
+            seconds[-1][name] = seconds[-1].get(name, 0.0) + time.perf_counter() - started
+            return found
+
+        return call
+
+    for name, work in [(name, getattr(loops, name)) for name in dir(loops) if not name.startswith("_")]:
+        if callable(work):
+            setattr(loops, name, timed(name, work))
+    for number in range(n):
+        seconds.append({})
+        started = time.perf_counter()
+        step(batches[number % len(batches)], number)
+        seconds[-1]["the rest"] = time.perf_counter() - started - sum(seconds[-1].values())
+    return {name: sorted(of_step[name] for of_step in seconds)[n // 2] for name in seconds[0]}
 
 
 def silence(dictionary: Any, l0: int, x: Tensor) -> None:
@@ -193,19 +221,17 @@ def sparsify(architecture: str, d: int, m: int, k: int, batch: int) -> Contender
     return step, gradients
 
 
-def contender(name: str, architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
-    if name.startswith("sparsight"):
-        return sparsight(architecture, "dense" if name.endswith("dense") else "sparse", d, m, k, batch)
-    builders = {"saelens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
-    return builders[name](architecture, d, m, k, batch)
-
-
 def main() -> None:
     name, architecture = sys.argv[1:3]
     d, m, k, batch, threads = map(int, sys.argv[3:])
     torch.set_num_threads(threads)
-    batches = activations(d, batch)
-    step, gradients = contender(name, architecture, d, m, k, batch)
+    batches, loops = activations(d, batch), None
+    if name.startswith("sparsight"):
+        kind = "dense" if name.endswith("dense") else "sparse"
+        (step, gradients), loops = sparsight(architecture, kind, d, m, k, batch)
+    else:
+        builders = {"saelens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
+        step, gradients = builders[name](architecture, d, m, k, batch)
     number = 0
     print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
@@ -217,6 +243,8 @@ def main() -> None:
                 step(batches[number % len(batches)], number)
                 number += 1
             answer["seconds"] = time.perf_counter() - started
+        elif command == "phases":
+            answer["seconds"] = {} if loops is None else phases(step, batches, loops, int(rest[0]))
         elif command == "gradients":
             folder = Path(rest[0])
             given = torch.load(folder / "given.pt", weights_only=True)
