@@ -24,6 +24,7 @@ CONFIGS = [
     BatchTopK(24, 3, dead_after=64, k_aux=4, k_start=12, k_anneal=0.7),
     Matryoshka(24, 3, sampled=3, dead_after=64, k_aux=4),
 ]
+SPEED = {"tokens_per_second", "loading_share"}
 SETTINGS = Training(n_tokens=40 * 32, batch_size=32, lr=0.01, log_every=4, checkpoint_every=7, normalization_tokens=64)
 
 
@@ -37,7 +38,7 @@ def weights(run: Run) -> dict[str, Tensor]:
 
 
 def without_clock(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in metrics]
+    return [{key: value for key, value in line.items() if key not in SPEED} for line in metrics]
 
 
 def assert_same(one: list[Run], other: list[Run]) -> None:
@@ -194,7 +195,7 @@ def test_metrics_are_json_lines_with_the_names_that_the_documentation_lists(tmp_
     run = train(data(), CONFIGS[1:], SETTINGS, out=tmp_path)[0]
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.metrics
-    names = {"step", "tokens", "loss", "fvu", "l0", "dead", "parts", "lr", "tokens_per_second"}
+    names = {"step", "tokens", "loss", "fvu", "l0", "dead", "parts", "lr", *SPEED}
     assert all(set(line) == names for line in lines)
     assert lines[-1]["tokens"] == 40 * 32
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()

@@ -14,9 +14,13 @@ from sparsight.training.objectives import Objective
 
 
 def metrics_line(
-    step: int, tokens: int, member: Member, objective: Objective, lr: float, rate: float
+    step: int, tokens: int, member: Member, objective: Objective, lr: float, speed: dict[str, float]
 ) -> dict[str, Any]:
-    """What a step's batch showed, as one line of the log."""
+    """What a step's batch showed, as one line of the log.
+
+    Args:
+        speed: What depends on the machine: tokens per second, and the share of the time that batches took to come.
+    """
     line = {
         "step": step,
         "tokens": tokens,
@@ -26,7 +30,7 @@ def metrics_line(
         "dead": member.dead_share(),
         "parts": {name: float(part) for name, part in objective.parts.items()},
         "lr": lr,
-        "tokens_per_second": rate,
+        **speed,
     }
     if member.controller is not None:
         line["gain"] = member.controller.gain

@@ -140,16 +140,22 @@ def _run_steps(job: _Job, listeners: Sequence[Listener], progress: bool) -> tupl
         stack.callback(log.close)
         advance = stack.enter_context(progress_bar(training.n_steps, first, shown=progress and processes.main))
         interrupted = stack.enter_context(held_back_interruptions())
-        started = time.monotonic()
+        started, loading = time.monotonic(), 0.0
         for step in range(first, training.n_steps):
+            asked = time.monotonic()
             x = normalization.apply(checked(next(stream), step, job.source).to(job.device))
+            loading += time.monotonic() - asked
             lr, sparsity = training.lr_at(step), training.sparsity_at(step)
             objectives = [member.step(x, lr, sparsity, training.progress_at(step)) for member in members]
             done = step + 1
             if step == 0 or done % training.log_every == 0 or done == training.n_steps:
-                rate = (done - first) * len(x) / (time.monotonic() - started)
+                seconds = time.monotonic() - started
+                speed = {
+                    "tokens_per_second": (done - first) * len(x) / seconds,
+                    "loading_share": loading / seconds,
+                }
                 for member, objective in zip(members, objectives, strict=True):
-                    line = metrics_line(done, done * len(x), member, objective, lr, rate)
+                    line = metrics_line(done, done * len(x), member, objective, lr, speed)
                     log.write(member.name, line, early_warnings(member, x, objective, training, done))
             advance(objectives[0])
             stop = processes.agree(interrupted.is_set())
