@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsight.dictionaries import BatchTopK, DictionaryConfig, Matryoshka, TopK
+from sparsight.dictionaries import BatchTopK, DictionaryConfig, Gated, Matryoshka, ReLU, TopK
 from sparsight.evaluation.metrics import fvu
 from sparsight.training import Run, Training, train
 
@@ -23,7 +23,16 @@ def planted(seed: int, n: int) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [TopK(512, 4), BatchTopK(512, 4), Matryoshka(512, 4, widths=(64, 256))])
+@pytest.mark.parametrize(
+    "config",
+    [
+        TopK(512, 4),
+        BatchTopK(512, 4),
+        Matryoshka(512, 4, widths=(64, 256)),
+        ReLU(512, target_l0=4),
+        Gated(512, target_l0=4),
+    ],
+)
 def test_two_thousand_steps_end_alike(config: DictionaryConfig, tmp_path: Path) -> None:
     """Loss curve, final FVU and share of dead latents: the difference of two steps is no larger than that of seeds."""
     found: dict[str, list[tuple[float, float, Tensor]]] = {"sparse": [], "dense": []}
