@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 # Pre-activations of one block of rows: they stay in the last cache until their largest are found.
 BLOCK = 2**22
+# Fewer rows would take the encoder from memory too often; of very wide dictionaries they exceed the cache.
+LEAST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Screen:
             lift = 2 * (float(slack.max()) + 2 * kernels.BF16_ROUNDING * largest_offset)
             offset, largest_offset = offset + lift, largest_offset + lift
         threads = torch.get_num_threads()
-        rounds = -(-n // (threads * max(1, BLOCK // m)))
+        rounds = -(-n // (threads * max(LEAST_ROWS, BLOCK // m)))
         size = max(1, -(-n // max(1, rounds * threads)))
         product = self._product(offset.bfloat16(), size)
 
