@@ -8,9 +8,9 @@ of ratios within a round, in order of ratios within pairs, so a machine that oth
 
 - write: from memory until the disk says that it has the bytes (fsync of every file).
 - verify: compare all bytes with their checksums; ours only.
-- in order: all rows once, as float16 blocks of 65,536 rows in memory, opening included. Each such reading has one of
-  the raw file beside it, before it or behind it in turn, while both lie on the disk: up to `--pairs` of them, of what
-  reads slowly fewer.
+- in order: all rows once, as float16 blocks of 65,536 rows in memory, opening included. The raw file is read beside, a
+  block of the one and a block of the other, while both lie on the disk: up to `--pairs` times, of what reads slowly
+  fewer.
 - shuffled: float32 batches of 4,096 rows, opening and filling of buffers included, for `--batches` batches.
 
 Before each reading the system is told to drop the files from its cache; `--warm` leaves them in. What can give single
@@ -34,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,14 @@ class Raw:
             for block in blocks(rows):
                 file.write(memoryview(block).cast("B"))
 
-    def in_order(self, folder: Path, rows: int) -> None:
+    def in_order(self, folder: Path, rows: int) -> Iterator[None]:
         buffer = memoryview(np.empty((BLOCK, WIDTH), np.float16)).cast("B")
-        at, left = 0, rows * WIDTH * 2
         with (folder / "raw").open("rb", buffering=0) as file:
-            while left:  # a single read of a whole block is a third as fast
-                n = file.readinto(buffer[at : at + min(PIECE, left, len(buffer) - at)])
-                at, left = (at + n) % len(buffer), left - n
+            for begin in range(0, rows, BLOCK):
+                at, end = 0, min(BLOCK, rows - begin) * WIDTH * 2
+                while at < end:  # a single read of a whole block is a third as fast
+                    at += file.readinto(buffer[at : min(at + PIECE, end)])
+                yield
 
 
 class Ours:
@@ -159,12 +160,13 @@ class Ours:
     def verify(self, folder: Path) -> None:
         ActivationStore(folder / "store").verify()
 
-    def in_order(self, folder: Path, rows: int) -> None:
+    def in_order(self, folder: Path, rows: int) -> Iterator[None]:
         store = ActivationStore(folder / "store")
         buffer = torch.from_numpy(np.empty((BLOCK, WIDTH), np.float16))  # as the others' buffers: large pages
         for begin in range(0, rows, BLOCK):
             part = slice(begin, min(begin + BLOCK, rows))
             store.rows(SITE, part, out=buffer[: part.stop - part.start])
+            yield
 
     def shuffled(self, folder: Path, rows: int, seed: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         store = ActivationStore(folder / "store")
@@ -192,12 +194,13 @@ class Memmap:
     def _open(self, folder: Path, rows: int) -> Any:
         return np.memmap(folder / "rows", np.float16, "r", shape=(rows, WIDTH))
 
-    def in_order(self, folder: Path, rows: int) -> None:
+    def in_order(self, folder: Path, rows: int) -> Iterator[None]:
         array = self._open(folder, rows)
         buffer = np.empty((BLOCK, WIDTH), np.float16)
         for begin in range(0, rows, BLOCK):
             part = array[begin : begin + BLOCK]
             buffer[: len(part)] = part
+            yield
 
     def shuffled(self, folder: Path, rows: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         array = self._open(folder, rows)
@@ -213,9 +216,11 @@ class Chunks:
     def load(self, folder: Path, index: int) -> Rows:
         raise NotImplementedError
 
-    def in_order(self, folder: Path, rows: int) -> None:
-        for index in range(-(-rows // self.chunk)):
-            self.load(folder, index)
+    def in_order(self, folder: Path, rows: int) -> Iterator[None]:
+        for begin in range(0, rows, BLOCK):
+            for index in range(begin // self.chunk, -(-min(begin + BLOCK, rows) // self.chunk)):
+                self.load(folder, index)
+            yield
 
     def shuffled(self, folder: Path, rows: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         return buffered(rows, self.chunk, lambda index: self.load(folder, index), seed)
@@ -273,11 +278,12 @@ class ArrowIPC:
 
         return pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow")))
 
-    def in_order(self, folder: Path, rows: int) -> None:
+    def in_order(self, folder: Path, rows: int) -> Iterator[None]:
         reader = self._open(folder)
         for index in range(reader.num_record_batches):
             batch = reader.get_batch(index)
             from_arrow(batch.column(0), len(batch)).copy()
+            yield
 
     def shuffled(self, folder: Path, rows: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         reader = self._open(folder)
@@ -332,10 +338,11 @@ class HFDatasets:
 
         return datasets.load_from_disk(str(folder / "rows")).with_format("arrow")
 
-    def in_order(self, folder: Path, rows: int) -> None:
+    def in_order(self, folder: Path, rows: int) -> Iterator[None]:
         for table in self._open(folder).iter(BLOCK):
             column = table.column("x").combine_chunks()
             from_arrow(column, len(column)).copy()
+            yield
 
     def shuffled(self, folder: Path, rows: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         data = self._open(folder)
@@ -429,21 +436,27 @@ def shuffled_seconds(contender: Any, folder: Path, rows: int, n_batches: int, se
 def pairs_in_order(
     contender: Any, folder: Path, raw: Path, rows: int, options: argparse.Namespace, seed: int
 ) -> list[Pair]:
-    """Seconds of the raw file and of the contender, read in order in turn: now the one first, now the other.
+    """Seconds of the raw file and of the contender, read in order side by side, a block of the one, then of the other.
 
-    The raw file is read once before: a virtual machine gives memory that is free for seconds back to its host, and the
-    first to take it again waits several times as long for it as those who come next.
+    What was read is dropped behind, so that memory goes from hand to hand: a virtual machine gives back to its host
+    what is free for seconds, and whoever takes it again waits several times as long as for what was just in use.
     """
-    works = {raw: lambda: Raw().in_order(raw, rows), folder: lambda: contender.in_order(folder, rows)}
     pairs: list[Pair] = []
-    works[raw]()
+    order = np.random.default_rng(
+        seed
+    )  # of the two within a block: what the one leaves behind helps or harms the other
     start = time.perf_counter()
     while len(pairs) < options.pairs and (not pairs or time.perf_counter() - start < PATIENCE):
-        seconds = {}
-        for place in (raw, folder) if (len(pairs) + seed) % 2 else (folder, raw):
-            if not options.warm:
-                drop(place)
-            seconds[place] = timed(works[place])
+        parties = [(raw, Raw().in_order(raw, rows)), (folder, contender.in_order(folder, rows))]
+        for place in [] if options.warm else [raw, folder]:
+            drop(place)
+        seconds = dict.fromkeys((raw, folder), 0.0)
+        for _ in range(-(-rows // BLOCK)):
+            for party in order.permutation(2):
+                place, blocks_read = parties[party]
+                seconds[place] += timed(partial(next, blocks_read))
+                if not options.warm:
+                    drop(place)
         pairs.append((seconds[raw], seconds[folder]))
     return pairs
 

@@ -49,6 +49,17 @@ def test_segments_that_lie_close_together_are_one_read(monkeypatch):
     assert list(fetching._reads(FAR, 12)) == [[part] for part in FAR]
 
 
+def test_short_reads_of_a_file_go_together_and_a_long_one_alone(monkeypatch):
+    monkeypatch.setattr(fetching, "_PIECE", 100)
+    monkeypatch.setattr(fetching, "_TOGETHER", 3)
+    a, b, c, d = ([Segment(0, 0, 100 * i, 100 * i + 5)] for i in range(4))
+    long, other = [Segment(0, 0, 500, 510)], [Segment(0, 1, 0, 5)]
+    assert list(fetching._errands([a, b, c, d, long, a, other, b], 10)) == [
+        [a, b, c], [d], [long], [a], [other], [b],
+    ]  # fmt: skip
+    assert list(fetching._errands([], 10)) == []
+
+
 def test_a_file_that_ends_before_its_rows_is_refused(tmp_path):
     file = tmp_path / "0.safetensors"
     write_shard(file, {"x": [torch.ones(N, D)]})

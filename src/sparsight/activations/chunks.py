@@ -87,7 +87,7 @@ class OnDisk(AbstractChunks):
         self.n_blocks = -(-len(store) // block_rows)
         self.n_chunks = -(-self.n_blocks // self.blocks_per_chunk)
         rows = min(self.blocks_per_chunk * block_rows, len(store))
-        self._buffers = [{str(site): _large(rows, store.width(site), store.dtype) for site in sites} for _ in range(2)]
+        self._buffers = [{str(site): large(rows, store.width(site), store.dtype) for site in sites} for _ in range(2)]
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chunk-reader")
         self._ahead: tuple[tuple[int, int], Future[Chunk]] | None = None
 
@@ -189,6 +189,6 @@ class Live(AbstractChunks):
         self._windows = None
 
 
-def _large(rows: int, d: int, dtype: torch.dtype) -> Tensor:
+def large(rows: int, d: int, dtype: torch.dtype) -> Tensor:
     """Memory for so many rows, from numpy: it asks Linux for large pages, and the first touch of small ones is slow."""
     return torch.from_numpy(np.empty(rows * d * dtype.itemsize, np.uint8)).view(dtype).view(rows, d)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from sparsight.activations.chunks import AbstractChunks, Chunk, InMemory, Live, OnDisk
+from sparsight.activations.chunks import AbstractChunks, Chunk, InMemory, Live, OnDisk, large
 from sparsight.activations.contexts import Cutter, Reads
 from sparsight.activations.documents import HasText
 from sparsight.activations.pieces import distinct_sites
@@ -97,7 +97,7 @@ class ActivationStream:
         return self
 
     def __next__(self) -> Float[Tensor, "batch d"] | dict[Site, Float[Tensor, "batch d"]]:
-        batch = {name: torch.empty(self.batch_size, d) for name, d in self._widths.items()}
+        batch = {name: large(self.batch_size, d, torch.float32) for name, d in self._widths.items()}
         at = 0
         while at < self.batch_size:
             if self._row == len(self._order):
