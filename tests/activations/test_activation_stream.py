@@ -8,6 +8,7 @@ import torch
 from activations_fake import SITES, FakeModel, texts
 
 from sparsight.activations import ActivationStore, ActivationStream, harvest
+from sparsight.activations import stream as streaming
 from sparsight.errors import DataError, StoreError
 
 SITE = SITES[0]
@@ -208,3 +209,13 @@ def test_documents_that_run_dry_are_refused():
     next(s)
     with pytest.raises(DataError, match="no tokens in epoch 1; give a list"):
         next(s)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rows_that_are_picked_in_pieces_are_those_of_the_order(monkeypatch, dtype):
+    monkeypatch.setattr(streaming, "_SERIAL", 20)  # pieces of 6 rows
+    rows = torch.arange(150.0).view(50, 3).to(dtype)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))[:40]
+    out = torch.empty(40, 3)
+    streaming._pick(rows, order, out)
+    assert torch.equal(out, rows[order].float())
