@@ -62,7 +62,7 @@ def run(work: Work) -> Findings:
             "that judge know what every word means, as a careful reader would. A language model as judge is built and "
             "tested against a stub, not measured here.",
             "Keeping serving latents alone was thought of after the other arms had failed, and tried on test texts of "
-            "two seeds of --seed 0; the page is of another --seed, with other texts and dictionaries.",
+            "two seeds of --seed 0: its figures there are not those of a fresh trial.",
             "Dictionaries are trained once; seeds draw other texts, classifiers and random latents.",
             "The judge's rules were fixed on English biographies read at the embeddings, with other seeds. The number "
             "judged was raised from 60 to 400 after a first run of seed 0, in which all of the 60 were gender's and "
