@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--latent", type=int, help="Take this one, at its largest value, instead of choosing.")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--controls", type=int, default=3)
-    parser.add_argument("--target", choices=("french", "german", "both"), default="both")
+    parser.add_argument("--target", choices=("english", "french", "german", "all"), default="all")
     options = parser.parse_args()
     lm, dictionary = load_model("organism", device="cpu"), load_dictionary(options.dictionary)
     site, words = dictionary.site, exclusive_words()
@@ -43,8 +43,9 @@ def main() -> None:
             x[language] = lm.activations(tokens, [site])[site][tokens.counted]
     neutral = [d.text for d in organism.corpus(23, 60)]
     test_neutral = [d.text for d in organism.heldout_corpus(24, 100)]
-    print(f"{dictionary.config.run_name} at {site}; prompts in English")
-    for target in ("french", "german") if options.target == "both" else (options.target,):
+    print(f"{dictionary.config.run_name} at {site}")
+    for target in tuple(words) if options.target == "all" else (options.target,):
+        start = "german" if target == "english" else "english"
         score = words_score(
             sorted(words[target]), sorted({w for other in words if other != target for w in words[other]})
         )
@@ -59,7 +60,7 @@ def main() -> None:
         best = None
         candidates = along.topk(options.candidates).indices.tolist() if options.latent is None else []
         for latent in candidates:
-            found = _steered(lm, dictionary, latent, beginnings(organism.corpus, 25, 30, "english"), neutral, score)
+            found = _steered(lm, dictionary, latent, beginnings(organism.corpus, 25, 30, start), neutral, score)
             if found is None:
                 continue
             dose = found.best(0.9) or max(found.doses, key=lambda d: d.behaviour)
@@ -73,19 +74,19 @@ def main() -> None:
         result = steer(
             lm,
             dictionary,
-            beginnings(organism.heldout_corpus, 26, options.prompts, "english"),
+            beginnings(organism.heldout_corpus, 26, options.prompts, start),
             test_neutral,
             score,
             sorted({0.0, chosen / 2, chosen, 2 * chosen}),
             latent=latent,
             n_controls=options.controls,
         )
-        print(f"\nto {target}: latent {latent}, chosen dose {chosen:g} times its largest value")
+        print(f"\nfrom {start} to {target}: latent {latent}, chosen dose {chosen:g} times its largest value")
         print(result.to_table())
         length = steer(
             lm,
             wanted,
-            beginnings(organism.heldout_corpus, 26, options.prompts, "english"),
+            beginnings(organism.heldout_corpus, 26, options.prompts, start),
             test_neutral,
             score,
             [2.0, 4.0],

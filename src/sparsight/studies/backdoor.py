@@ -32,10 +32,12 @@ def run(work: Work) -> Findings:
     models = {
         name: work.part(f"organism-{name}", partial(_organism, name, fast, seed)) for name in ("backdoored", "clean")
     }
+    steps = 4 if fast else 60
     relatives = [
-        work.part(f"organism-relative-{i}", partial(_relative, i, fast, seed)) for i in range(2 if fast else 10)
+        work.part(f"organism-relative-{i}", partial(_relative, i, fast, seed, steps)) for i in range(2 if fast else 10)
     ]
-    return findings(networks, bits, distractors, {**models, "relatives": relatives})
+    longer = work.part("organism-longer", partial(_relative, 10, fast, seed, 8 if fast else 300))
+    return findings(networks, bits, distractors, {**models, "relatives": relatives, "longer": longer})
 
 
 def _organism(name: str, fast: bool, seed: int) -> dict[str, Any]:
@@ -67,12 +69,12 @@ def _organism(name: str, fast: bool, seed: int) -> dict[str, Any]:
     }
 
 
-def _relative(number: int, fast: bool, seed: int) -> dict[str, Any]:
+def _relative(number: int, fast: bool, seed: int, steps: int) -> dict[str, Any]:
     """A clean relative under the attacks whose scores are compared."""
     from sparsight.models import load_model
 
     clean = load_model("organism", device="cpu")
-    twin = measured.relative(clean, 100 * seed + number, 4 if fast else 60)
+    twin = measured.relative(clean, 100 * seed + number, steps)
     prompts = measured.requests(51 + seed, 8 if fast else 20)
     return {
         "latent": measured.latent_success(twin, prompts),
