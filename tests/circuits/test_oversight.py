@@ -173,6 +173,9 @@ def test_heads_by_profession_are_told_from_heads_by_gender_on_texts_where_all_an
     assert found.auroc == 1.0
     assert found.scores[0].value > 0.95
     assert found.scores[1].value < 0.05
+    few = oversee(heads, nodes, biased, LabelJudge(), [True, False], n_judged=8)
+    assert few.n_judged <= 8
+    assert few.auroc == 1.0  # the nodes with the largest effects are those that are judged
 
 
 class KeepsAll:

@@ -53,6 +53,11 @@ ARMS = (
 )  # fmt: skip
 
 
+# Share of its value that a latent must have on words of a profession where nothing else passes: one that fires on names
+# as well is enough to bring gender back.
+STRICT = 0.95
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much of everything."""
@@ -164,7 +169,7 @@ def _serving(
         lm, {site: dictionary}, texts.biased, site=READS, n_judged=dictionary.n_latents, exact=False,
         ranked_by="magnitude",
     )  # fmt: skip
-    judgements = found.judged_by(LabelJudge())
+    judgements = found.judged_by(LabelJudge(majority=STRICT))
     kept = chosen_by(judgements, "keep")
     intervention = keeping(found.nodes, kept)
     _, accuracy, again = fitted_anew(found, intervention, texts.test)
