@@ -62,8 +62,8 @@ def run(work: Work) -> Findings:
             "that judge know what every word means, as a careful reader would. A language model as judge is built and "
             "tested against a stub, not measured here.",
             "Keeping serving latents alone was thought of after the other arms had failed, and tried on test texts of "
-            "two seeds of --seed 0, the bound of 95 % on those of the first seed of --seed 1: its figures there are not "
-            "those of a fresh trial.",
+            "two seeds of --seed 0, the bound of 95 % on those of the first seed of --seed 1: its figures there are "
+            "not those of a fresh trial.",
             "Dictionaries are trained once; seeds draw other texts, classifiers and random latents.",
             "The judge's rules were fixed on English biographies read at the embeddings, with other seeds. The number "
             "judged was raised from 60 to 400 after a first run of seed 0, in which all of the 60 were gender's and "
@@ -251,7 +251,8 @@ def _method(plan: Plan) -> list[str]:
         "profession, and whether it tells men from women before the profession is known. Unclear latents stay, unless "
         "the row says otherwise.",
         "Serving latents alone: all latents with any effect are judged at one site, those with 95 % of their value on "
-        "words of a profession are kept, and all else is removed there: the others, and what the dictionary leaves unexplained.",
+        "words of a profession are kept, and all else is removed there: the others, and what the dictionary leaves "
+        "unexplained.",
         f"Tested on {plan.n_test} held-out biographies of all four combinations. Neurons: those of the MLPs of layers "
         "0 to 2, as many judged, by the same judge. Random: as many latents at each site, among those active.",
         f"Decided by: the mean difference of worst-group accuracy over {plan.seeds} seeds; no loss means that its "
