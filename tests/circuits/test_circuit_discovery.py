@@ -23,11 +23,13 @@ from sparsight.circuits.discovery import (
     to_dot,
     write_html,
 )
+from sparsight.circuits.discovery.changes import nodes_at
 from sparsight.circuits.discovery.effects import parents_of
 from sparsight.circuits.metric import Metric
+from sparsight.circuits.nodes import DictionaryNodes
 from sparsight.dictionaries import ReLU, TopK, Transcoder
 from sparsight.errors import DataError, FormatError, UndefinedMetric
-from sparsight.models import Site, load_model
+from sparsight.models import Site, Tokens, load_model
 
 MODELS = ("gpt2", "gemma2")
 SITES = tuple(Site.parse(s) for s in ("0.resid_post", "1.attn_out", "1.mlp_out", "1.resid_post"))
@@ -80,6 +82,22 @@ def with_transcoder(name):
     sites = [Site.parse(s) for s in ("1.resid_mid", "1.mlp_out", "1.resid_post")]
     configs = (ReLU(24, l1=1e-3), Transcoder(24, k=6), ReLU(24, l1=1e-3))
     return {s: dictionary_at(lm, s, config, seed=i) for i, (s, config) in enumerate(zip(sites, configs, strict=True))}
+
+
+def test_a_transcoder_codes_what_it_reads_and_its_error_is_of_what_it_writes():
+    with KeepFloat64():
+        lm, reads, writes = tiny("gpt2"), Site.parse("1.mlp_in"), Site.parse("1.mlp_out")
+        transcoder = dictionary_at(lm, writes, Transcoder(24, k=6))
+        ids = torch.randint(5, 40, (3, 7), generator=torch.Generator().manual_seed(2))
+        tokens = Tokens(ids, torch.ones(3, 7, dtype=torch.bool), torch.zeros(3, 7, dtype=torch.bool))
+        standing = nodes_at(lm, {writes: DictionaryNodes(transcoder, reads, writes)}, tokens)[writes]
+        found = lm.activations(tokens, [reads, writes])
+        code = transcoder.encode(found[reads].flatten(0, 1))
+        values = torch.zeros(21, 24, dtype=torch.float64)
+        values.scatter_add_(1, standing.nodes.indices.flatten(0, 1), standing.nodes.values.flatten(0, 1).detach())
+        torch.testing.assert_close(values, code.to_dense().detach(), rtol=0, atol=0)
+        left = found[writes].flatten(0, 1) - transcoder.decode(code)
+        torch.testing.assert_close(standing.nodes.error.flatten(0, 1), left, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("ablation", ["paired", "mean"])
