@@ -50,6 +50,9 @@ class Contender:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
 
+    def end(self) -> None:
+        self.process.communicate()
+
     def ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
@@ -139,6 +142,15 @@ def floors(rate: dict[str, float], d: int, m: int, k: int, batch: int) -> dict[s
     }
 
 
+def peak_bytes(name: str, python: str, arguments: list[str]) -> int:
+    """Largest memory of a process that takes steps and does nothing else: checking gradients needs more."""
+    contender = Contender(name, python, arguments)
+    contender.ask("steps 4")
+    peak: int = contender.ask("memory")["bytes"]
+    contender.end()
+    return peak
+
+
 def measure(contenders: list[Contender], rounds: int, least: float) -> dict[str, list[float]]:
     """Seconds per step of each contender in each round."""
     steps: dict[str, int] = {}
@@ -167,9 +179,10 @@ def main() -> None:
     d, m, k, batch = SIZES[options.size]
     torch.set_num_threads(options.threads)
     arguments = [options.architecture, *map(str, (d, m, k, batch, options.threads))]
-    contenders = [Contender(name, sys.executable, arguments) for name in OURS]
+    pythons = dict.fromkeys(OURS, sys.executable)
     if options.peers_python is not None:
-        contenders += [Contender(n, options.peers_python, arguments) for n in PEERS[options.architecture]]
+        pythons |= dict.fromkeys(PEERS[options.architecture], options.peers_python)
+    contenders = [Contender(name, python, arguments) for name, python in pythons.items()]
     differences = check(contenders, options.architecture, d, m, k)
     for name, difference in differences.items():
         print(f"{name:20s} gradients off by {difference:.1e} of their norm", flush=True)
@@ -177,8 +190,10 @@ def main() -> None:
             raise SystemExit(f"{name}: wrong gradients are not timed")
     rate = rates()
     seconds = measure(contenders, options.rounds, options.seconds)
-    memory = {contender.name: contender.ask("memory")["bytes"] for contender in contenders}
     profile = contenders[0].ask("phases 11")["seconds"]
+    for contender in contenders:
+        contender.end()
+    memory = {name: peak_bytes(name, python, arguments) for name, python in pythons.items()}
     floor = floors(rate, d, m, k, batch)
     ours = seconds["sparsight"]
     report: dict[str, Any] = {
