@@ -170,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="M")
     parser.add_argument("--architecture", choices=PEERS, default="topk")
+    parser.add_argument("--dead", type=float, default=0.0, help="share of latents that are dead (topk only)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of a contender's part of a round")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -178,16 +179,23 @@ def main() -> None:
     options = parser.parse_args()
     d, m, k, batch = SIZES[options.size]
     torch.set_num_threads(options.threads)
-    arguments = [options.architecture, *map(str, (d, m, k, batch, options.threads))]
+    if options.dead and options.architecture != "topk":
+        parser.error(f"--dead is for topk, got {options.architecture}")
+    alive = [options.architecture, *map(str, (d, m, k, batch, options.threads)), "0"]
+    arguments = [*alive[:-1], str(round(options.dead * m))]
     pythons = dict.fromkeys(OURS, sys.executable)
     if options.peers_python is not None:
         pythons |= dict.fromkeys(PEERS[options.architecture], options.peers_python)
-    contenders = [Contender(name, python, arguments) for name, python in pythons.items()]
+    contenders = [Contender(name, python, alive) for name, python in pythons.items()]
     differences = check(contenders, options.architecture, d, m, k)
     for name, difference in differences.items():
         print(f"{name:20s} gradients off by {difference:.1e} of their norm", flush=True)
         if name in OURS and difference > 1e-5:
             raise SystemExit(f"{name}: wrong gradients are not timed")
+    if arguments != alive:
+        for contender in contenders:
+            contender.end()
+        contenders = [Contender(name, python, arguments) for name, python in pythons.items()]
     rate = rates()
     seconds = measure(contenders, options.rounds, options.seconds)
     profile = contenders[0].ask("phases 11")["seconds"]
@@ -202,6 +210,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "size": {"d": d, "n_latents": m, "k": k, "batch": batch},
         "architecture": options.architecture,
+        "dead": options.dead,
         "rates": rate,
         "floor_seconds": floor,
         "phases_seconds": profile,

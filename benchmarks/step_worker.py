@@ -1,11 +1,12 @@
 """One contender of benchmarks/step.py, in a process of its own and in whatever environment it is installed.
 
-    python benchmarks/step_worker.py CONTENDER ARCHITECTURE D N_LATENTS K BATCH THREADS
+    python benchmarks/step_worker.py CONTENDER ARCHITECTURE D N_LATENTS K BATCH THREADS N_DEAD
 
 Answers each line on stdin with one line of JSON: `steps N` takes N steps and says how long they took;
 `gradients FOLDER` reads weights and a batch from FOLDER and writes its gradients of the reconstruction there;
 `phases N` takes N steps and says what a step spends in each of its loops (ours only); `memory` says the largest
-memory ever held. Each steps as its users would run it: its own trainer's step and defaults, float32.
+memory ever held. Each steps as its users would run it: its own trainer's step and defaults, float32. The first N_DEAD
+latents are kept from firing and count as dead (TopK only), so that auxiliary losses work on them.
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NEVER = 10**9  # tokens or batches since a latent fired
 Step = Callable[[Tensor, int], None]
 Contender = tuple[Step, Callable[[dict[str, Tensor]], dict[str, Tensor]]]
 
@@ -37,7 +39,7 @@ def activations(d: int, batch: int) -> list[Tensor]:
     return batches
 
 
-def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) -> tuple[Contender, Any]:
+def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int, n_dead: int) -> tuple[Contender, Any]:
     """Also the loops of its compiled step, if it has one."""
     from sparsight.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
     from sparsight.training import Training
@@ -57,6 +59,9 @@ def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int) 
     penalised = architecture in ("relu", "gated")
     if penalised:
         silence(member.dictionary, k, activations(d, batch)[0])
+    if n_dead:
+        kill(member.dictionary.b_enc, n_dead)
+        member.silent[:n_dead] = NEVER
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
         dictionary: Any = member.dictionary
@@ -103,6 +108,12 @@ def phases(step: Step, batches: list[Tensor], loops: Any, n: int) -> dict[str, f
     return {name: sorted(of_step[name] for of_step in seconds)[n // 2] for name in seconds[0]}
 
 
+def kill(offset: Tensor, n_dead: int) -> None:
+    """Keep the first latents from firing: no pre-activation of these batches comes near 10."""
+    with torch.no_grad():
+        offset[:n_dead] = -10.0
+
+
 def silence(dictionary: Any, l0: int, x: Tensor) -> None:
     """Lower the offsets until about `l0` latents of a token are active, as they are when training has come so far."""
     offset = dictionary.b_enc if hasattr(dictionary, "b_enc") else dictionary.b_gate
@@ -111,7 +122,7 @@ def silence(dictionary: Any, l0: int, x: Tensor) -> None:
         offset.fill_(-pre.flatten().topk(l0 * len(pre) + 1).values[-2:].mean())  # between two: no entry is at 0
 
 
-def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
+def saelens(architecture: str, d: int, m: int, k: int, batch: int, n_dead: int) -> Contender:
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.saes.gated_sae import GatedTrainingSAE, GatedTrainingSAEConfig
@@ -130,6 +141,9 @@ def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
     sae = of[architecture]()
     config = SAETrainerConfig(10**9, batch, lr=1e-4, lr_end=1e-5, logger=LoggingConfig(log_to_wandb=False))
     trainer: Any = SAETrainer(config, sae, iter(()))
+    if n_dead:
+        kill(sae.b_enc, n_dead)
+        trainer.n_forward_passes_since_fired[:n_dead] = NEVER
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
         if architecture in ("jumprelu", "relu", "gated"):
@@ -147,7 +161,7 @@ def saelens(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
     return lambda x, number: trainer.step(x) and None, gradients
 
 
-def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
+def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int, n_dead: int) -> Contender:
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
     from dictionary_learning.trainers.gdm import GatedSAETrainer
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
@@ -167,6 +181,9 @@ def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -
     trainer = trainer_class(
         steps=10**6, activation_dim=d, dict_size=m, layer=0, lm_name="none", device="cpu", lr=1e-4, seed=0, **more
     )
+    if n_dead:
+        kill(trainer.ae.encoder.bias, n_dead)
+        trainer.num_tokens_since_fired[:n_dead] = NEVER
 
     def gradients(given: dict[str, Tensor]) -> dict[str, Tensor]:
         ae = trainer.ae
@@ -187,18 +204,19 @@ def dictionary_learning(architecture: str, d: int, m: int, k: int, batch: int) -
     return lambda x, number: trainer.update(number, x), gradients
 
 
-def sparsify(architecture: str, d: int, m: int, k: int, batch: int) -> Contender:
+def sparsify(architecture: str, d: int, m: int, k: int, batch: int, n_dead: int) -> Contender:
     from sparsify.config import SparseCoderConfig
     from sparsify.sparse_coder import SparseCoder
 
     coder: Any = SparseCoder(d, SparseCoderConfig(num_latents=m, k=k), device="cpu", dtype=torch.float32)
     optimizer = torch.optim.Adam(coder.parameters(), lr=1e-4)
-    none_dead = torch.zeros(m, dtype=torch.bool)
+    dead = torch.arange(m) < n_dead
+    kill(coder.encoder.bias, n_dead)
     silent = torch.zeros(m, dtype=torch.int64)
 
     def step(x: Tensor, number: int) -> None:
         coder.set_decoder_norm_to_unit_norm()
-        out = coder(x, dead_mask=none_dead)
+        out = coder(x, dead_mask=dead)
         fired = torch.zeros(m, dtype=torch.bool)
         fired[out.latent_indices.flatten()] = True
         silent.add_(len(x))[fired] = 0
@@ -221,17 +239,26 @@ def sparsify(architecture: str, d: int, m: int, k: int, batch: int) -> Contender
     return step, gradients
 
 
+def peak_bytes() -> int:
+    """Of this program alone: `ru_maxrss` begins with what the parent had when it started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def main() -> None:
     name, architecture = sys.argv[1:3]
-    d, m, k, batch, threads = map(int, sys.argv[3:])
+    d, m, k, batch, threads, n_dead = map(int, sys.argv[3:])
     torch.set_num_threads(threads)
     batches, loops = activations(d, batch), None
     if name.startswith("sparsight"):
         kind = "dense" if name.endswith("dense") else "sparse"
-        (step, gradients), loops = sparsight(architecture, kind, d, m, k, batch)
+        (step, gradients), loops = sparsight(architecture, kind, d, m, k, batch, n_dead)
     else:
         builders = {"saelens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
-        step, gradients = builders[name](architecture, d, m, k, batch)
+        step, gradients = builders[name](architecture, d, m, k, batch, n_dead)
     number = 0
     print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
@@ -250,7 +277,7 @@ def main() -> None:
             given = torch.load(folder / "given.pt", weights_only=True)
             torch.save(gradients(given), folder / f"{name}.pt")
         else:
-            answer["bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            answer["bytes"] = peak_bytes()
         print(json.dumps(answer), flush=True)
 
 
