@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsight.training.compiled import kernels
 from sparsight.training.compiled.room import Room
-from sparsight.training.compiled.threads import spread, together
+from sparsight.training.compiled.threads import available, spread, together
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Screen:
         if lifted:
             lift = 2 * (float(slack.max()) + 2 * kernels.BF16_ROUNDING * largest_offset)
             offset, largest_offset = offset + lift, largest_offset + lift
-        threads = torch.get_num_threads()
+        threads = available()
         rounds = -(-n // (threads * max(LEAST_ROWS, BLOCK // m)))
         size = max(1, -(-n // max(1, rounds * threads)))
         product = self._product(offset.bfloat16(), size)

@@ -7,7 +7,7 @@ from torch import Tensor
 from sparsight.dictionaries.selection import SAMPLE_ROWS, SLACK, Slots
 from sparsight.training.compiled import kernels
 from sparsight.training.compiled.screen import Screen, ScreenedBlock
-from sparsight.training.compiled.threads import over
+from sparsight.training.compiled.threads import all_for_torch, over
 
 # Room for the entries of a row; more is made where it does not suffice.
 ROOM = 512
@@ -59,7 +59,8 @@ def _guess(screen: Screen, centred: Tensor, offset: Tensor, per_row: float) -> f
 def _sampled(screen: Screen, centred: Tensor, offset: Tensor) -> Tensor:
     """Pre-activations of a few rows, in bfloat16's precision."""
     sample = centred[:: max(1, len(centred) // SAMPLE_ROWS)].bfloat16()
-    return torch.addmm(offset.bfloat16(), sample, screen.rounded.T).float()
+    with all_for_torch():
+        return torch.addmm(offset.bfloat16(), sample, screen.rounded.T).float()
 
 
 def _above(screen: Screen, centred: Tensor, offset: Tensor, lower: Tensor, limit: float) -> Slots:

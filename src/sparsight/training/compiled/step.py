@@ -13,6 +13,7 @@ from sparsight.dictionaries.selection import Slots
 from sparsight.training.compiled.activation import Batch, activation_of
 from sparsight.training.compiled.room import Room
 from sparsight.training.compiled.scalars import AdamScalars
+from sparsight.training.compiled.threads import all_for_torch, one_for_torch
 from sparsight.training.objectives import Objective
 from sparsight.training.objectives.terms import objective_of, revival
 
@@ -43,6 +44,7 @@ class CompiledStep:
         self.starts = torch.zeros(dictionary.n_latents + 1, dtype=torch.int64, device=self.encoder.device)
         self.sums = _Sums.of(self.starts[:0], self.room, dictionary)
 
+    @one_for_torch()
     @torch.no_grad()
     def gradients(self, x: Float[Tensor, "b d"], dead: Bool[Tensor, " m"], sparsity: float) -> Objective | None:
         """The objective of a batch. Its gradients are kept for the step; see `dense_gradients`.
@@ -146,7 +148,7 @@ class CompiledStep:
         part.W_enc = self.encoder[latents].T.requires_grad_()
         offset = self.activation.offset
         part.b_enc = offset.detach()[latents].requires_grad_()
-        with torch.enable_grad():
+        with all_for_torch(), torch.enable_grad():
             all_dead = torch.ones_like(latents, dtype=torch.bool)
             loss: Tensor = config.aux * revival(part, x, residual, all_dead, config.k_aux)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -157,6 +159,7 @@ class CompiledStep:
         offset.grad.index_add_(0, latents, part.b_enc.grad)
         return loss.detach()
 
+    @one_for_torch()
     @torch.no_grad()
     def gradient_norm(self) -> Float[Tensor, ""]:
         """Norm of all gradients together, the atoms' without their components along the atoms."""
@@ -167,6 +170,7 @@ class CompiledStep:
         norm: Tensor = (squares.sum() + rest).sqrt()
         return norm.float()
 
+    @one_for_torch()
     @torch.no_grad()
     def move(self, optimizer: torch.optim.Adam, shrink: float) -> None:
         """One step of Adam with the learning rate of the optimiser's group; atoms stay of norm 1.

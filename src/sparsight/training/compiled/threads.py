@@ -1,7 +1,9 @@
 """Work on as many threads as torch uses. Compiled loops and torch's products let go of the interpreter's lock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from threading import Barrier
 from typing import Any, TypeVar
@@ -15,6 +17,41 @@ T = TypeVar("T")
 # So many that threads end together though rows differ in what they cost, so few that starting one costs nothing.
 RANGES = 16
 
+_AVAILABLE: ContextVar[int | None] = ContextVar("_AVAILABLE", default=None)
+
+
+def available() -> int:
+    """Threads for loops and products: as many as torch uses, or used before `one_for_torch`."""
+    return _AVAILABLE.get() or torch.get_num_threads()
+
+
+@contextmanager
+def one_for_torch() -> Iterator[None]:
+    """Within, torch's own operations take one thread, and loops and products side by side all.
+
+    An operation that torch shares among threads leaves them waiting busily for the next, for some milliseconds, and so
+    without a processor for compiled loops. It gains less than that where it is small.
+    """
+    threads = available()
+    token = _AVAILABLE.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _AVAILABLE.reset(token)
+
+
+@contextmanager
+def all_for_torch() -> Iterator[None]:
+    """Within `one_for_torch`: large operations of torch that take all threads after all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(available())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 def spread(n: int, kernel: Callable[..., T], *arguments: Any) -> list[T]:
     """`kernel(first, last, *arguments)` on ranges that make up `0 .. n`; results in their order.
@@ -27,7 +64,7 @@ def spread(n: int, kernel: Callable[..., T], *arguments: Any) -> list[T]:
     given = _arrays(arguments)
     size = max(1, -(-n // RANGES))
     ranges = [(first, min(first + size, n)) for first in range(0, n, size)]
-    threads = torch.get_num_threads()
+    threads = available()
     if threads == 1 or len(ranges) < 2:
         return [kernel(*each, *given) for each in ranges]
     return list(_pool(threads).map(lambda each: kernel(*each, *given), ranges))
@@ -48,7 +85,7 @@ def together(work: Callable[[S], T], parts: Sequence[S]) -> list[T]:
     Products of one thread side by side need no common end, after which torch's threads would wait busily for the next
     one and keep a processor from compiled loops.
     """
-    threads = torch.get_num_threads()
+    threads = available()
     if threads == 1 or len(parts) < 2:
         return [work(part) for part in parts]
     return list(_pool(threads).map(work, parts))
@@ -64,6 +101,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         all_begun.wait()
 
+    before = torch.get_num_threads()
     list(pool.map(begin, range(threads)))
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return pool
