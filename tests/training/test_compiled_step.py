@@ -20,7 +20,7 @@ from sparsight.training.member import Member
 pytest.importorskip("numba")
 
 from sparsight.training.compiled.screen import Screen, ScreenedBlock
-from sparsight.training.compiled.selection import collect, screened_batch_top_k, screened_top_k
+from sparsight.training.compiled.selection import collect, screened_above, screened_batch_top_k, screened_top_k
 
 CPU = torch.device("cpu")
 
@@ -241,6 +241,41 @@ def test_nothing_above_a_limit_is_screened_out() -> None:
     sure = (pre - lower).abs() > 1e-6
     assert torch.equal(found[sure], (pre > lower)[sure])
     assert max(off) < 1e-5
+
+
+def test_what_exceeds_its_limit_is_found_or_given_up_where_a_token_has_too_much_of_it() -> None:
+    x, encoder, offset = rows(50, 32, 0), rows(64, 32, 1, scale=32**0.5), rows(1, 64, 2)[0]
+    lower = offset + 0.01
+    lower[::2] += 1.0  # half of the latents are hard to reach
+    pre = x.double() @ encoder.double().T + offset
+    exceeding = pre > lower
+    assert float((pre - lower).abs().min()) > 1e-6
+    most = int(exceeding.sum(dim=1).max())
+    found = screened_above(Screen(encoder), x, offset, lower, most)
+    assert found is not None
+    assert torch.equal(torch.stack([found.tokens, found.latents]), exceeding.nonzero().T)
+    torch.testing.assert_close(found.values.double(), pre[exceeding], rtol=1e-5, atol=1e-6)
+    assert screened_above(Screen(encoder), x, offset, lower, most - 1) is None
+
+
+def test_a_few_rows_tell_that_far_too_much_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, encoder = rows(50, 32, 0), rows(64, 32, 1)
+    screen, none, all_of_them = Screen(encoder), torch.full((64,), 9.0), torch.full((64,), -9.0)
+    products: list[Tensor] = []
+    over_blocks = Screen.over_blocks
+
+    def counted(screen: Screen, centred: Tensor, *given: Any, **named: Any) -> Any:
+        products.append(centred)
+        return over_blocks(screen, centred, *given, **named)
+
+    monkeypatch.setattr(Screen, "over_blocks", counted)
+    assert screened_above(screen, x, torch.zeros(64), all_of_them, 31) is None
+    assert not products, "64 of 64 are active, more than twice 31: the product was to be saved"
+    assert screened_above(screen, x, torch.zeros(64), all_of_them, 33) is None
+    assert len(products) == 1, "64 is not more than twice 33: the product decides"
+    found = screened_above(screen, x, torch.zeros(64), none, 31)
+    assert found is not None
+    assert len(found.values) == 0
 
 
 def test_threads_change_no_bit() -> None:
