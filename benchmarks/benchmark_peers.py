@@ -128,9 +128,11 @@ class Words:
 
 def their_absorption(x: Tensor, z: Tensor, atoms: Tensor, direction: Tensor, own: list[int]) -> tuple[Tensor, Tensor]:
     table = iter(z.split(10))
-    calculator = FeatureAbsorptionCalculator(Words(x), ["abc"], max_icl_examples=0)  # type: ignore[arg-type]
+    words: Any = Words(x)  # in place of their model, of which it has the two methods that are called
+    calculator = FeatureAbsorptionCalculator(words, ["abc"], max_icl_examples=0)
+    held: Any = Held(atoms, lambda _: next(table))  # in place of their dictionary
     found = calculator.calculate_absorption(
-        Held(atoms, lambda _: next(table)),  # type: ignore[arg-type]
+        held,
         [f"word{'a' * 3}" for _ in range(len(x))],
         direction,
         own,

@@ -13,6 +13,9 @@ import torch
 from models.tiny_models import save_tiny, texts
 
 from sparsight.cli import main
+from sparsight.dictionaries import TopK
+from sparsight.formats import load_dictionary
+from sparsight.models import Site
 
 
 def run(*arguments: object) -> int:
@@ -85,6 +88,69 @@ def test_features_of_an_unknown_name_or_site_are_refused(folder, capsys):
     assert "has no feature 'colour'" in capsys.readouterr().err
     assert run("features", "--activations", folder / "store", "--site", "9.resid_post", "--quiet") == 1
     assert "expected 9.resid_post" in capsys.readouterr().err
+
+
+def strayed(dictionary, tmp_path, **where):
+    """A copy of the dictionary that says it was made elsewhere."""
+    made = load_dictionary(dictionary)
+    for name, value in where.items():
+        setattr(made, name, value)
+    made.save(tmp_path / "strayed")
+    return tmp_path / "strayed"
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ({"site": Site(1, "resid_post")}, "the store holds 2.resid_post, expected 1.resid_post"),
+        ({"model": "other"}, "was made for model other, got activations of organism; force to go on"),
+    ],
+)
+def test_a_dictionary_made_elsewhere_is_measured_by_force_alone(folder, dictionary, tmp_path, capsys, where, reason):
+    copy = strayed(dictionary, tmp_path, **where)
+    measure = ("evaluate", copy, "--no-model", "--baseline-tokens", 0, "--gap-tokens", 0)
+    report = ("features", "--dictionary", copy, "--feature", "is_number", "--no-model")
+    for command in (measure, report):
+        call = (*command, "--activations", folder / "store", "--json", "--quiet")
+        code, line = refusal(capsys, *call)
+        assert (code, reason in line) == (1, True)
+        assert run(*call, "--force") == 0
+        capsys.readouterr()
+
+
+def test_labels_that_do_not_fit_the_tokens_are_refused(folder, tmp_path, capsys):
+    file = tmp_path / "labels.json"
+    call = ("features", "--activations", folder / "store", "--labels", file, "--no-model", "--quiet")
+    for entry, reason in (
+        ({"classes": ["no", "yes"], "rows": [0, 1, 1]}, "labels of odd are misaligned: expected one for each of the"),
+        ({"classes": ["no", "yes"], "documents": {"999999": "yes"}}, "none of its 1 documents is in the store"),
+        ({"classes": ["no", "yes"], "documents": {"0": "yes"}}, "odd has 0 classes with examples on every side"),
+    ):
+        file.write_text(json.dumps({"odd": entry}))
+        code, line = refusal(capsys, *call)
+        assert code == 1
+        assert reason in line
+
+
+def test_one_document_leaves_no_interval_and_no_report_of_features(tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("the nurse said that she works . " * 40)
+    harvest = ("harvest", "--text", tmp_path / "one.txt", "--site", "embed", "--tokens", 200, "--out", tmp_path / "s")
+    assert run(*harvest, "--quiet") == 0
+    capsys.readouterr()
+    made = TopK(16, 2).build(128, torch.Generator().manual_seed(3))
+    made.site, made.model = Site(None, "embed"), "organism"
+    made.save(tmp_path / "d")
+    call = ("evaluate", tmp_path / "d", "--activations", tmp_path / "s", "--split", "all", "--no-model", "--json")
+    assert run(*call, "--baseline-tokens", 0, "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["fvu"]["low"], result["fvu"]["high"]) == (None, None)
+    assert any("interval" in note for note in result["notes"])
+    (tmp_path / "l.json").write_text(json.dumps({"odd": {"classes": ["a", "b"], "documents": {"0": "a"}}}))
+    code, line = refusal(
+        capsys, "features", "--activations", tmp_path / "s", "--labels", tmp_path / "l.json", "--no-model", "--quiet"
+    )
+    assert code == 1
+    assert "got 1 in all" in line
 
 
 def test_help_of_every_command_shows_an_example(capsys):

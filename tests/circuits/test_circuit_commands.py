@@ -81,3 +81,35 @@ def test_wrong_calls_end_with_2(folder, tmp_path, capsys):
     assert run("circuit", folder, "--out", out) == 2
     assert run("circuit", folder, "--pairs", tmp_path / "none.jsonl", "--out", out) == 1
     assert not out.exists()
+
+
+def pairs_file(tmp_path, rows):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+def test_a_circuit_that_cannot_be_is_refused_in_one_line(folder, tmp_path, capsys):
+    one = {"clean": "the nurse said that", "patch": "the pilot said that", "right": "she", "wrong": "he"}
+    longer = {**one, "patch": "the lazy pilot said that"}
+    two_words = {**one, "wrong": "he is"}
+    without = {name: value for name, value in one.items() if name != "patch"}
+    nowhere = TopK(16, k=2).build(128, torch.Generator().manual_seed(4))
+    nowhere.save(tmp_path / "nowhere")
+    out = ("--out", tmp_path / "x", "--quiet")
+    by_task = ("--task", "gender", "--examples", 4, "--no-edges", "--steps", 1, *out)
+    for code, reason, call in (
+        (1, "the circuit is empty; the largest is", ("circuit", folder, *by_task, "--node-threshold", 1e9)),
+        (2, "two dictionaries stand at embed", ("circuit", folder, folder, *by_task)),
+        (2, "does not know its site", ("circuit", tmp_path / "nowhere", *by_task)),
+        (2, "pairs must be of equal lengths", ("circuit", folder, "--pairs", [one, longer] * 2, *out)),
+        (1, "line 2 of", ("circuit", folder, "--pairs", [one, without] * 2, *out)),
+        (1, "is 2 tokens; give answers of one token", ("circuit", folder, "--pairs", [two_words] * 4, *out)),
+    ):  # fmt: skip
+        arguments = [pairs_file(tmp_path, value) if isinstance(value, list) else value for value in call]
+        assert run(*arguments) == code
+        captured = capsys.readouterr()
+        assert reason in captured.err
+        assert captured.err.count("\n") == 1
+        assert captured.out == ""
+        assert not (tmp_path / "x").exists()

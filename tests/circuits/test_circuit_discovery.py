@@ -23,10 +23,10 @@ from sparsight.circuits.discovery import (
     to_dot,
     write_html,
 )
-from sparsight.circuits.discovery.changes import nodes_at
+from sparsight.circuits.discovery.changes import mean_nodes, nodes_at
 from sparsight.circuits.discovery.effects import parents_of
 from sparsight.circuits.metric import Metric
-from sparsight.circuits.nodes import DictionaryNodes
+from sparsight.circuits.nodes import DictionaryNodes, nodes_of
 from sparsight.dictionaries import ReLU, TopK, Transcoder
 from sparsight.errors import DataError, FormatError, UndefinedMetric
 from sparsight.models import Site, Tokens, load_model
@@ -240,6 +240,38 @@ def test_positions_add_up_to_what_is_summed_over_them():
     assert apart.record.positions == 8
     for site in SITES:
         torch.testing.assert_close(apart.effects[site].sum(dim=0, keepdim=True), summed.effects[site])
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+def test_what_nodes_are_ablated_to_is_their_mean_over_the_pairs(by_position):
+    """By hand: codes and errors of the paired texts, special tokens left out."""
+    with KeepFloat64(), torch.no_grad():
+        lm, d, e = tiny("gpt2"), dictionaries_of("gpt2"), examples_of("gpt2")
+        site = SITES[0]
+        found = mean_nodes(lm, nodes_of(lm, {site: d[site]}), e, by_position=by_position, batch_size=4)[site]
+        x = lm.activations(e.patch, [site])[site]
+        code = d[site].encode_dense(x.flatten(0, 1))
+        left = x - d[site](x.flatten(0, 1)).view_as(x)
+    counted = e.patch.counted[..., None]
+    for mine, whole in ((found.values, code.view(*x.shape[:2], -1)), (found.error, left)):
+        by_place = (whole * counted).sum(dim=0)
+        expected = by_place / len(e) if by_position else by_place.sum(dim=0, keepdim=True) / counted.sum()
+        torch.testing.assert_close(mine.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_nodes_and_edges_belong_by_the_size_of_their_effects_whatever_the_sign():
+    with KeepFloat64():
+        args = tiny("gpt2"), dictionaries_of("gpt2"), examples_of("gpt2")
+        every = find_circuit(*args, node_threshold=1e-3, edge_threshold=-1, steps=1, max_nodes=30)
+        some = find_circuit(*args, node_threshold=1e-3, edge_threshold=1e-3, steps=1, max_nodes=30)
+    for effects, mask in ((every.effects[site], every.kept[site]) for site in SITES):
+        assert float(effects[mask].abs().min()) > 1e-3
+    largest = torch.cat([every.effects[site].abs().flatten() for site in SITES]).sort(descending=True).values
+    assert [abs(n.effect) for n in every.record.nodes] == pytest.approx(largest[:30].tolist())
+    assert {n.effect > 0 for n in every.record.nodes} == {True, False}
+    wanted = {(edge.source, edge.target) for edge in every.record.edges if abs(edge.weight) > 1e-3}
+    assert {(edge.source, edge.target) for edge in some.record.edges} == wanted
+    assert {edge.weight > 0 for edge in some.record.edges} == {True, False}
 
 
 def test_higher_thresholds_keep_fewer_nodes_and_sizes_are_kept():

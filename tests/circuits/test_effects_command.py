@@ -1,11 +1,12 @@
 """`sparsight effects`: from a file of pairs to a table, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sparsight.circuits import latent_effects, read_pairs
 from sparsight.cli import main
@@ -89,3 +90,45 @@ def test_wrong_calls_exit_with_two(folder: Path, capsys: pytest.CaptureFixture[s
     assert "method must be one of exact, attribution, integrated_gradients, got 'magic'" in capsys.readouterr().err
     assert call(str(folder / "pairs.jsonl"), *one, *one) == 2
     assert "two dictionaries stand at one site" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "lines", "options"),
+    [
+        (2, "paired sequences must have equal lengths, got [5] and [6]", {"corrupted": "the lazy pilot said that"}, []),
+        (2, "needs corrupted sequences", {"corrupted": None}, []),
+        (2, "does not know its site", {}, ["--dictionary", "nowhere"]),
+        (1, "has no site 9.resid_post", {}, ["--dictionary", "beyond"]),
+        (2, "width 128 at 1.resid_post, got latents of width 32", {}, ["--dictionary", "narrow"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, reason: str, lines: dict, options: list
+):
+    row = {name: value for name, value in {**LINES[1], **lines}.items() if value is not None}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    for name, width, site in (("nowhere", 128, None), ("beyond", 128, 9), ("narrow", 32, 1)):
+        dictionary = TopK(64, 8).build(width, torch.Generator().manual_seed(60))
+        dictionary.site = None if site is None else Site(site, "resid_post")
+        dictionary.save(tmp_path / name)
+    chosen = ["--dictionary", str(folder / "d1")] if not options else [options[0], str(tmp_path / options[1])]
+    assert call(str(tmp_path / "pairs.jsonl"), *chosen, "--method", "attribution", "--quiet") == code
+    captured = capsys.readouterr()
+    assert reason in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_metric_that_is_not_a_number_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A model whose head holds NaN."""
+    from sparsight.models.organism import __file__ as home
+
+    shutil.copytree(Path(home).parent / "weights" / "organism", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    name = next(name for name in weights if "norm" in name and "layers" not in name)
+    save_file({**weights, name: weights[name] * torch.nan}, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    options = ["--dictionary", str(folder / "d1"), "--model", str(tmp_path / "broken"), "--quiet"]
+    assert call(str(folder / "pairs.jsonl"), *options) == 1
+    assert "the metric of sequence 0 is nan; effects need a finite number" in capsys.readouterr().err

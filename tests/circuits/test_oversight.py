@@ -14,7 +14,7 @@ from sparsight.circuits.oversight import (
     score_of,
     verdicts_of,
 )
-from sparsight.circuits.oversight_bed import head_effects, judge_latents, planted_bed
+from sparsight.circuits.oversight_bed import head_effects, judge_latents, planted_bed, word_heads
 from sparsight.circuits.shift import Classifier, LabelJudge, organism_biographies
 from sparsight.circuits.shift.classifier import pooled_activations
 from sparsight.circuits.shift.grammar import gendered_words, profession_words
@@ -176,6 +176,35 @@ def test_heads_by_profession_are_told_from_heads_by_gender_on_texts_where_all_an
     few = oversee(heads, nodes, biased, LabelJudge(), [True, False], n_judged=8)
     assert few.n_judged <= 8
     assert few.auroc == 1.0  # the nodes with the largest effects are those that are judged
+
+
+def test_word_heads_read_the_words_of_their_property_and_answer_alike(lm, biased):
+    made = word_heads(lm, biased, n=3, ridge=1e-6, seed=2)
+    assert made.intended == [True, False] * 3
+    assert min(made.by_profession[::2]) > 0.95
+    assert max(made.by_profession[1::2]) < 0.05
+    x = pooled_activations(lm, EMBED, biased.texts)
+    for head in made.heads:
+        assert torch.equal((head.of_pooled(x) > 0).long(), biased.target_labels)
+    weights = torch.stack([head.weight for head in made.heads[::2]])
+    cosines = torch.nn.functional.cosine_similarity(weights[:, None], weights[None], dim=2)
+    assert float(cosines[0, 1:].max()) < 0.9
+
+
+@pytest.mark.slow
+def test_heads_that_differ_within_each_sort_leave_little_to_shuffled_verdicts(lm, biased):
+    """Word by word the verdicts are right; where all heads of a sort are one, a third of their shuffles do as well."""
+    made, alike = (word_heads(lm, biased, n=12, spread=spread, ridge=1e-6, seed=2) for spread in (1.0, 0.0))
+    words = sorted({w for t in biased.texts for w in t.split()})
+    rows = lm.model.get_input_embeddings().weight.detach()[[int(lm.tokenize(w).ids[0, 1]) for w in words]]
+    nodes = {EMBED: DirectionNodes(EMBED, rows)}
+    found = oversee(made.heads, nodes, biased, LabelJudge(), made.intended, n_judged=len(words))
+    equal = oversee(alike.heads, nodes, biased, LabelJudge(), alike.intended, n_judged=len(words))
+    assert (found.auroc, equal.auroc) == (1.0, 1.0)
+    assert found.p_value < 0.15
+    assert equal.p_value > 0.3
+    keeps = oversee(made.heads, nodes, biased, KeepsAll(), made.intended, n_judged=len(words))
+    assert (keeps.auroc, keeps.p_value) == (0.5, 1.0)
 
 
 class KeepsAll:

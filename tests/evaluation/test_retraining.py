@@ -12,8 +12,9 @@ from sparsight.errors import UndefinedMetric
 from sparsight.evaluation import evaluate
 from sparsight.evaluation.benchmarks.record import Benchmark, Score
 from sparsight.evaluation.benchmarks.run import BenchmarkSuite, with_floors
-from sparsight.evaluation.record_values import Estimate
-from sparsight.evaluation.retraining import RANDOM_MODEL, SAME_RECIPE, read_anew, retrained
+from sparsight.evaluation.metrics import fvu
+from sparsight.evaluation.record_values import Estimate, Resampling
+from sparsight.evaluation.retraining import RANDOM_MODEL, SAME_RECIPE, read_anew, records_of, retrained
 from sparsight.models import Site, load_model, organism, randomised
 
 SITE = Site.parse("1.resid_post")
@@ -87,6 +88,29 @@ def test_the_random_model_is_judged_on_its_own_activations(made):
     assert torch.equal(first.store.facts.token_ids, second.store.facts.token_ids)
     assert not torch.allclose(first.store.x, second.store.x, atol=0.1)
     assert second.dictionary.model == second.store.model == "organism, weights redrawn"
+
+
+def test_each_is_judged_on_held_out_documents_of_its_own_model(made):
+    found = retrained(made.dictionary, made.store, made.lm, SITE, n_tokens=2000, n_heldout=500, seed=5)
+    for one, record in zip(found, records_of(found, Resampling(n_resamples=10)), strict=True):
+        x = one.store.x[one.store.heldout]
+        code = one.dictionary.encode(x)
+        assert record.fvu.value == pytest.approx(fvu(x, one.dictionary.decode(code).detach()), rel=1e-5)
+        assert record.l0 == pytest.approx(float(code.l0().double().mean()))
+        assert record.n_tokens == len(x)
+        # A quarter of the tokens is read, and repeated.
+        assert len(one.store) - len(x) == pytest.approx(500, rel=0.3)
+
+
+def test_what_is_read_again_comes_from_everywhere(made):
+    held = read_anew(made.lm, made.store, SITE, {"train": 400, "heldout": 200})
+    for side in ("train", "heldout"):
+        part = made.store.split(side)
+        every = torch.unique(part.tokens(slice(0, len(part))).document_ids)
+        read = torch.searchsorted(every, torch.unique(held.split(side).facts.document_ids)).double() / len(every)
+        assert float(read.min()) < 0.2
+        assert float(read.max()) > 0.8
+        assert float(read.mean()) == pytest.approx(0.5, abs=0.15)
 
 
 def test_a_model_that_cannot_be_redrawn_is_refused(made):

@@ -8,7 +8,7 @@ from tiny_models import KeepFloat64, count_hooks, norms_behind, texts
 from torch import Tensor
 
 from sparsight.errors import ModelError
-from sparsight.models import LanguageModel, Site, Tokens
+from sparsight.models import LanguageModel, Replacement, Site, Tokens
 from sparsight.models.families import Gate, Place
 
 Edits = dict[Site, Callable[[Tensor], Tensor]]
@@ -245,3 +245,38 @@ def test_an_unknown_site_is_refused_and_the_known_ones_listed(tiny) -> None:
             with pytest.raises(ModelError) as refusal:
                 call(site)
             assert str(refusal.value).endswith(f"has no site {site}; it has embed; layers 0-1 × {kinds}")
+
+
+def test_blocks_before_a_replaced_stream_do_not_run_and_nothing_else_changes(family_lm: LanguageModel) -> None:
+    """Values and gradients to the last bit; whatever is read or edited further up is computed as ever."""
+    lm = family_lm
+    tokens = lm.tokenize(texts(3, seed=9))
+    first, between, into, out = map(Site.parse, ("0.mlp_out", "0.resid_post", "1.resid_pre", "1.resid_post"))
+    ran: list[int] = []
+    blocks = [lm._places[Site(i, "resid_pre")].write.module for i in range(lm.n_layers)]
+    handles = [
+        next(block.children()).register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(blocks)
+    ]
+    with torch.no_grad():
+        value = lm.activations(tokens, [out])[out]
+        _outcome(lm, tokens, {out: Replacement(value)})  # once to see what its blocks hand on
+    try:
+        for site, n_run in ((between, 1), (into, 1), (out, 0), (first, 2)):
+            results = []
+            for edit in (Replacement, lambda leaf: lambda x: leaf.to(x.dtype)):
+                ran.clear()
+                leaf = value.clone().requires_grad_()
+                made = _outcome(lm, tokens, {site: edit(leaf)})
+                results.append((made, torch.autograd.grad(made.sin().sum(), leaf)[0], len(set(ran))))
+            assert torch.equal(results[0][0], results[1][0]), site
+            assert torch.equal(results[0][1], results[1][1]), site
+            assert [n for _, _, n in results] == [n_run, 2], site
+        ran.clear()
+        assert torch.equal(lm.activations(tokens, [first], edits={out: Replacement(value)})[first],
+                           lm.activations(tokens, [first])[first])  # fmt: skip
+        with pytest.raises(ValueError, match="keep the shape"):
+            _outcome(lm, tokens, {out: Replacement(value[:1])})
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert all("forward" not in block.__dict__ for block in blocks)

@@ -186,7 +186,8 @@ def _batch_effects(
     found: dict[Site, SiteEffects] = {}
     n = len(bench.tokens)
     for group in groups:
-        field = Field(bench, {s: starts[s] for s in group}, {s: ways[s] for s in group}, standing)
+        stream = run.stream_before(group) if standing is None else {}
+        field = Field(bench, {s: starts[s] for s in group}, {s: ways[s] for s in group}, standing, stream)
         everyone = torch.arange(n)
         total = field.measure(everyone, torch.ones(n, dtype=torch.float64)) - run.metric
         flips = torch.zeros(n, dtype=torch.int64)

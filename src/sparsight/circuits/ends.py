@@ -1,6 +1,6 @@
 """Reading the nodes of every site in the clean run, and what they are changed to."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -44,11 +44,19 @@ class CleanRun:
         read: Nodes of every site, and what stands there.
         metric: Of each sequence.
         gradients: Of the metric by what stands at each site, where asked for.
+        streams: What comes into the blocks of sites within a block.
     """
 
     read: "Read"
     metric: Float[Tensor, " b"]
     gradients: dict[Site, Tensor]
+    streams: dict[Site, Tensor]
+
+    def stream_before(self, moved: Collection[Site]) -> dict[Site, Tensor]:
+        """The residual stream that comes into the first moved site's block, where it is known and not itself moved."""
+        into = _into_block(min(moved))
+        known = self.streams if into in self.streams else self.read.written
+        return {into: known[into]} if into is not None and into not in moved and into in known else {}
 
 
 @dataclass(frozen=True)
@@ -77,17 +85,18 @@ class Ends:
 
     def clean(self, bench: Bench, *, probed: bool) -> CleanRun:
         """One pass that reads nodes and metric; with probes also gradients, in one backward pass for all sites."""
-        splice, probes = self.splice(bench.tokens), dict[Site, Tensor]()
-        edits = splice.edits()
+        splice, probes, streams = self.splice(bench.tokens), dict[Site, Tensor](), dict[Site, Tensor]()
+        wanted = {_into_block(site) for site in self.nodes} - set(self.nodes)
+        edits = splice.edits({site: partial(_keep, streams, site) for site in self.lm.sites() if site in wanted})
         if probed:
-            edits = {site: partial(_probe, probes, site, edit) for site, edit in edits.items()}
+            edits |= {site: partial(_probe, probes, site, edits[site]) for site in self.nodes}
         with torch.set_grad_enabled(probed):
             metric = bench.measure(torch.arange(len(bench.tokens)), edits)
         gradients: dict[Site, Tensor] = {}
         if probed:
             found = bench.gradients(metric, [probes[site] for site in self.nodes])
             gradients = {site: g.to(self.nodes[site].atoms) for site, g in zip(self.nodes, found, strict=True)}
-        return CleanRun(_read(splice, bench.tokens), metric.detach(), gradients)
+        return CleanRun(_read(splice, bench.tokens), metric.detach(), gradients, streams)
 
     def changed(self, tokens: Tokens, passes: Passes) -> Read:
         """Another run, which stops at the last site."""
@@ -127,6 +136,17 @@ class Ends:
             return None
         errors = None if self.error == "dropped" else {site: at.error for site, at in run.read.nodes.items()}
         return Standing(self.nodes, errors, bench.tokens.counted)
+
+
+def _into_block(site: Site) -> Site | None:
+    """What comes into the block that a site is in; None where the site itself is what comes in or out."""
+    within = site.layer is not None and site.kind not in ("resid_pre", "resid_post")
+    return Site(site.layer, "resid_pre") if within else None
+
+
+def _keep(streams: dict[Site, Tensor], site: Site, x: Tensor) -> Tensor:
+    streams[site] = x.detach()
+    return x
 
 
 def _probe(probes: dict[Site, Tensor], site: Site, edit: Edit, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsight.circuits.metric import Bench
 from sparsight.circuits.nodes import AbstractNodes, DictionaryNodes
 from sparsight.circuits.splice import NodeValues, Splice
-from sparsight.models import Edit, Site
+from sparsight.models import Edit, Replacement, Site
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class Field:
         start: Activations at the moved sites where alpha is 0.
         way: By how much they change until alpha is 1.
         standing: Dictionaries standing in the model; those of moved sites make way.
+        stream: The residual stream in front of the moved sites, which does not change: passes begin there.
     """
 
     bench: Bench
     start: Mapping[Site, Tensor]
     way: Mapping[Site, Tensor]
     standing: Standing | None = None
+    stream: Mapping[Site, Tensor] = field(default_factory=dict)
     _keys: dict[Site, Tensor] = field(default_factory=dict)
 
     @property
@@ -66,7 +68,8 @@ class Field:
 
     def edits(self, rows: Int64[Tensor, " m"], placed: Mapping[Site, Tensor]) -> tuple[dict[Site, Edit], Splice | None]:
         """Edits that put given activations at the moved sites, and the splice of what stands elsewhere."""
-        put: dict[Site, Edit] = {site: partial(_put, value) for site, value in placed.items()}
+        put: dict[Site, Edit] = {site: Replacement(value[rows]) for site, value in self.stream.items()}
+        put |= {site: Replacement(value) for site, value in placed.items()}
         if self.standing is None:
             return put, None
         splice = self.standing.splice(rows, without=set(self.start))
@@ -154,7 +157,3 @@ class Field:
             generator = torch.Generator().manual_seed(len(self._keys))
             self._keys[site] = torch.randint(-(2**62), 2**62, (n_latents,), generator=generator)
         return self._keys[site]
-
-
-def _put(value: Tensor, x: Tensor) -> Tensor:
-    return value.to(x.dtype)

@@ -17,8 +17,8 @@ from sparsight.dictionaries import AbstractDictionary, CrosscoderDictionary
 from sparsight.errors import ModelError
 from sparsight.models import LanguageModel, Site
 
-# Codes with fewer entries than this are decoded by a plain matrix product: quicker there, and autograd can batch it.
-DENSE_ENTRIES = 2**22
+# A slot that is fetched costs about as much as this many columns of a plain matrix product.
+COLUMNS_PER_SLOT = 4
 
 
 class AbstractNodes(ABC):
@@ -61,7 +61,7 @@ class AbstractNodes(ABC):
 
     def add_up(self, code: SparseCode) -> Float[Tensor, "n d_out"]:
         """`values atoms`, without the offset; differentiable in the values."""
-        if len(code) * code.n_latents <= DENSE_ENTRIES:
+        if code.n_latents <= COLUMNS_PER_SLOT * code.k:
             return code.to_dense() @ self.atoms
         return code.decode(self.atoms)
 

@@ -1,7 +1,10 @@
-"""A planted bed for oversight by cognition: heads that agree exactly at hand, and what each goes by known.
+"""Beds for oversight by cognition: heads that agree at hand, and what each goes by known.
 
-Hard: latents are judged from what is at hand and the model's own directions. Relaxed: a few activations where the two
-properties differ may be used to judge.
+Planted: two directions among many. Hard: latents are judged from what is at hand and the model's own directions.
+Relaxed: a few activations where the two properties differ may be used to judge.
+
+Of words: heads on the organism's embeddings, each with weights of its own on words of professions, or on words of men
+and women. All give one answer to every biased text, and no two go by the same words to the same degree.
 """
 
 from dataclasses import dataclass
@@ -12,7 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparsight.circuits.oversight import INTENDED, UNINTENDED
+from sparsight.circuits.shift.biographies import LabelledTexts
+from sparsight.circuits.shift.classifier import Classifier
+from sparsight.circuits.shift.grammar import gendered_words, profession_words
 from sparsight.dictionaries import AbstractDictionary
+from sparsight.models import LanguageModel, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,3 +109,58 @@ def judge_latents(
     verdicts[strong & (gap > margin)] = INTENDED
     verdicts[strong & (gap < -margin)] = UNINTENDED
     return verdicts
+
+
+@dataclass(frozen=True, eq=False)
+class WordHeads:
+    """Linear heads on mean embeddings, and what they go by.
+
+    Attributes:
+        heads: Classifiers of one language's biographies, half of them by professions.
+        intended: Whether each was made to go by professions.
+        by_profession: Of the absolute logits that words of either property give each head on the biased texts, the
+            part of those of professions: near 1 where `intended`, near 0 elsewhere, by as much as the ridge leaves.
+    """
+
+    heads: list[Classifier]
+    intended: list[bool]
+    by_profession: list[float]
+
+
+def word_heads(
+    lm: LanguageModel, texts: LabelledTexts, *, n: int, spread: float = 1.0, ridge: float = 0.1, seed: int
+) -> WordHeads:
+    """Draw heads: `logit = mean over tokens of w . embedding`, with `w . embedding = s u` for the words a head reads.
+
+    `s` is the class in whose texts a word stands, 1 or -1, so that a head answers texts rightly whatever its `u > 0`;
+    `u` is drawn for each head and word, log-normal: a few words rule each head, and others the next one. At all other
+    words `w . embedding` should be 0. Both are met by ridge regression over the tokens of the texts: exactly they could
+    be met by heads alone that live where embeddings hardly differ.
+
+    Args:
+        lm: The organism.
+        texts: Fully spurious biographies of one language.
+        n: Heads of either sort.
+        spread: Standard deviation of `log u`; 0 makes all heads of a sort equal.
+        ridge: Penalty on `w`, in units of the mean square of an embedding's coordinate.
+        seed: Of the weights.
+    """
+    g = torch.Generator().manual_seed(seed)
+    words = sorted({word for text in texts.texts for word in text.split()})
+    counts = torch.tensor([[text.split().count(word) for word in words] for text in texts.texts]).float()
+    ids = torch.cat([lm.tokenize(word).ids[0, 1:2] for word in words])
+    rows = lm.model.get_input_embeddings().weight.detach()[ids.to(lm.device)].float().cpu()
+    side = torch.sign((2.0 * texts.target_labels - 1) @ counts)
+    read = [torch.tensor([word in known for word in words]) for known in (profession_words(), gendered_words(texts))]
+    weighted = counts.sum(dim=0)[:, None] * rows  # words that are often there are met best
+    moments = rows.T @ weighted
+    moments += ridge * moments.diagonal().mean() * torch.eye(rows.shape[1])
+    heads, intended, shares = [], [], []
+    for i in range(2 * n):
+        wanted = side * read[i % 2] * torch.exp(spread * torch.randn(len(words), generator=g))
+        weight = torch.linalg.solve(moments, weighted.T @ wanted)
+        heads.append(Classifier(lm, Site(None, "embed"), weight, 0.0))
+        intended.append(i % 2 == 0)
+        given = counts.sum(dim=0) * (rows @ weight).abs()
+        shares.append(float(given[read[0]].sum() / given[read[0] | read[1]].sum()))
+    return WordHeads(heads, intended, shares)

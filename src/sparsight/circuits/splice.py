@@ -153,6 +153,9 @@ class Splice:
         if self._error[site] == "dropped":
             placed = NodeValues(placed.indices, placed.values, placed.error.masked_fill(where.unsqueeze(-1), 0))
         self.placed[site] = placed
+        if placed is own and not torch.is_grad_enabled():
+            self.written[site] = y
+            return y
         change = _difference(nodes, placed, own.detach())
         if how == "encoded":
             change = change + (offset - offset.detach())

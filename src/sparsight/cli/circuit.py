@@ -10,7 +10,8 @@ from sparsight.cli import options
 
 if TYPE_CHECKING:
     from sparsight.circuits.discovery import Examples
-    from sparsight.models import LanguageModel
+    from sparsight.circuits.nodes import Placed
+    from sparsight.models import LanguageModel, Site
 
 
 def circuit(
@@ -51,29 +52,22 @@ def circuit(
     Example: sparsight circuit runs/2/topk-1024-k16 runs/3/topk-1024-k16 --task gender --out runs/circuit
     """
     from sparsight.circuits import discovery
-    from sparsight.formats import load_dictionary
     from sparsight.models import load_model
 
     if aggregation not in ("sum", "none"):
         raise ValueError(f"--aggregation must be 'sum' or 'none', got {aggregation!r}")
     lm = load_model(model, device=device)
     found_on, measured_on = _examples(lm, task, pairs, n_examples, seed)
-    made = [load_dictionary(folder).to(lm.device) for folder in dictionary]
-    unplaced = [str(folder) for folder, one in zip(dictionary, made, strict=True) if one.site is None]
-    if unplaced:
-        raise ValueError(f"{unplaced[0]} does not know its site; train it from a store")
-    placed = {one.site: one for one in made if one.site is not None}
+    placed = _placed(lm, dictionary)
     found = discovery.find_circuit(
-        lm, dict(placed), found_on, node_threshold=node_threshold, edge_threshold=edge_threshold, max_nodes=max_nodes,
+        lm, placed, found_on, node_threshold=node_threshold, edge_threshold=edge_threshold, max_nodes=max_nodes,
         aggregation="sum" if aggregation == "sum" else "none", steps=steps, edges=edges, progress=not quiet,
     )  # fmt: skip
     measured = {
-        "faithfulness": discovery.faithfulness(found, lm, dict(placed), measured_on, seed=seed),
-        "without errors": discovery.faithfulness(found, lm, dict(placed), measured_on, errors="none", seed=seed),
-        "completeness": discovery.completeness(found, lm, dict(placed), measured_on, seed=seed),
-        "random": discovery.faithfulness(
-            discovery.random_nodes(found, seed=seed), lm, dict(placed), measured_on, seed=seed
-        ),
+        "faithfulness": discovery.faithfulness(found, lm, placed, measured_on, seed=seed),
+        "without errors": discovery.faithfulness(found, lm, placed, measured_on, errors="none", seed=seed),
+        "completeness": discovery.completeness(found, lm, placed, measured_on, seed=seed),
+        "random": discovery.faithfulness(discovery.random_nodes(found, seed=seed), lm, placed, measured_on, seed=seed),
     }
     found.save(out)
     discovery.write_html(found, out / "circuit.html")
@@ -84,8 +78,8 @@ def circuit(
     acted = {}
     if act:
         acted = {
-            "nodes acted on": discovery.act_on_nodes(found, lm, dict(placed), measured_on),
-            "edges acted on": discovery.act_on_edges(found, lm, dict(placed), measured_on, strongest=act),
+            "nodes acted on": discovery.act_on_nodes(found, lm, placed, measured_on),
+            "edges acted on": discovery.act_on_edges(found, lm, placed, measured_on, strongest=act),
         }
         facts |= {name: one.model_dump() for name, one in acted.items()}
     (out / "measured.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -101,6 +95,23 @@ def circuit(
     typer.echo(f"{out / 'circuit.html'} shows it; circuit.json, circuit.dot and measured.json lie beside it")
 
 
+def _placed(lm: "LanguageModel", folders: list[Path]) -> "dict[Site, Placed]":
+    """Dictionaries as nodes at their sites."""
+    from sparsight.circuits import nodes_of
+    from sparsight.formats import load_dictionary
+
+    placed: dict[Site, Placed] = {}
+    for folder in folders:
+        made = load_dictionary(folder).to(lm.device)
+        if made.site is None and not made.places:
+            raise ValueError(f"{folder} does not know its site; train it from a store")
+        for site, nodes in nodes_of(lm, made).items():
+            if site in placed:
+                raise ValueError(f"two dictionaries stand at {site}, the second is {folder}; give one for each site")
+            placed[site] = nodes
+    return placed
+
+
 def _examples(
     lm: "LanguageModel", task: str | None, pairs: Path | None, n: int, seed: int
 ) -> "tuple[Examples, Examples]":
@@ -112,7 +123,7 @@ def _examples(
     if task is not None:
         return organism_task(lm, task, n, seed=seed, part=0), organism_task(lm, task, n, seed=seed, part=1)
     rows = _rows(pairs)
-    with_patch = all("patch" in row for row in rows)
+    with_patch = "patch" in rows[0]
     halves = []
     for half in (rows[::2], rows[1::2]):
         clean, right, wrong = ([row[name] for row in half] for name in ("clean", "right", "wrong"))
@@ -134,9 +145,12 @@ def _rows(path: Path | None) -> list[dict[str, str]]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"line {number} of {path} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("clean", "right", "wrong")):
+        needed = ("clean", "right", "wrong", *(("patch",) if isinstance(row, dict) and "patch" in row else ()))
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in needed):
             raise DataError(f'line {number} of {path} must hold the texts "clean", "right" and "wrong"')
         rows.append(row)
+        if ("patch" in row) != ("patch" in rows[0]):
+            raise DataError(f'line {number} of {path} and the first differ in having a "patch"; give it in all or none')
     if len(rows) < 4:
         raise DataError(
             f"{path} holds {len(rows)} examples; at least 4 are needed, half to find on, half to measure on"

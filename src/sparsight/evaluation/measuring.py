@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -232,11 +233,11 @@ class Measuring:
         arms |= baselines_of(Moments.of(x_fit), self.dictionary.n_latents, l0, self.settings.seed)
         causal = model if model is not None and model.has_causal_loss else None
         loss_tokens = min(n, self.settings.loss_tokens or n)
-        where = {"model": causal, "part": self.part, "site": self.reading.site, "loss_tokens": loss_tokens}
+        measured = partial(measure_baselines, arms, x, ids, self.resampling)
         try:
-            found = measure_baselines(arms, x, ids, self.resampling, **where)  # type: ignore[arg-type]
-        except UndefinedMetric:
-            found = measure_baselines(arms, x, ids, self.resampling)
+            found = measured(model=causal, part=self.part, site=self.reading.site, loss_tokens=loss_tokens)
+        except UndefinedMetric:  # nothing is predicted in these contexts
+            found = measured()
         return found + self._of_random_model(model), None
 
     def _of_random_model(self, model: Predicts | None) -> list[BaselineRecord]:

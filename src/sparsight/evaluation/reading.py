@@ -87,7 +87,7 @@ def site_for(
         dictionary: Names the site and the model it was trained on, if known.
         store: Activations to measure it on.
         site: Where, if not at the dictionary's own site.
-        force: Measure it though it was made for another site or model.
+        force: Measure it though it was made for another site or model: at the store's site, where that is the only one.
     Raises:
         ValueError: no site is named and there are several, or widths differ.
         DataError: the store lacks the site, or the dictionary was made for another site or model.
@@ -95,14 +95,14 @@ def site_for(
     held = ", ".join(map(str, store.sites))
     if site is not None:
         chosen = Site.parse(site)
-    elif dictionary.site is not None:
+    elif dictionary.site is not None and not (force and len(store.sites) == 1):
         chosen = dictionary.site
     elif len(store.sites) == 1:
         chosen = store.sites[0]
     else:
         raise ValueError(f"the dictionary names no site and the store holds {held}; pass site=")
     if chosen not in store.sites:
-        raise DataError(f"the store holds {held}, expected {chosen}; harvest that site, or pass site= with force=True")
+        raise DataError(f"the store holds {held}, expected {chosen}; harvest that site, or name another by force")
     if not force and dictionary.site is not None and dictionary.site != chosen:
         raise DataError(f"the dictionary was made for {dictionary.site}, got activations of {chosen}; force to go on")
     if not force and dictionary.model is not None and not same_model(dictionary.model, store.model):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
@@ -102,21 +103,21 @@ def evaluate_side_by_side(
         evaluations[name] = measuring.record(model, began)
         found[name] = measuring
     suites = {}
+    run_alike = partial(
+        run_suite,
+        names=suite or None,
+        n_examples=suite_examples,
+        n_resamples=resampling.n_resamples,
+        level=resampling.level,
+        seed=settings.seed,
+        progress=settings.progress,
+    )
     for name, dictionary in dictionaries.items() if suite is not None else ():
         first = store if isinstance(store, StoredActivations) else store[0]
-        asked = {
-            "names": suite or None,
-            "n_examples": suite_examples,
-            "n_resamples": resampling.n_resamples,
-            "level": resampling.level,
-            "seed": settings.seed,
-            "progress": settings.progress,
-        }
-        run = run_suite(dictionary, first, model=model, site=site, force=settings.force, **asked)  # type: ignore[arg-type]
+        run = run_alike(dictionary, first, model=model, site=site, force=settings.force)
         for one in found[name].retrained:
             # Without a model: nothing is asked of one that has learnt nothing.
-            beside = run_suite(one.dictionary, one.store, **asked)  # type: ignore[arg-type]
-            run = with_floors(run, one.name, beside)
+            run = with_floors(run, one.name, run_alike(one.dictionary, one.store))
         suites[name] = run
     pairs = tuple(
         _difference(first, second, found[first], found[second])

@@ -5,11 +5,11 @@ own code, and gradients flow through edits. `organism` is the model that ships w
 """
 
 from sparsight.models import organism as organism
-from sparsight.models.forward_pass import Edit
+from sparsight.models.forward_pass import Edit, Replacement
 from sparsight.models.language_model import LanguageModel
 from sparsight.models.loading import load_model
 from sparsight.models.randomising import randomised
 from sparsight.models.site import KINDS, Site
 from sparsight.models.tokens import Tokens
 
-__all__ = ["KINDS", "Edit", "LanguageModel", "Site", "Tokens", "load_model", "organism", "randomised"]
+__all__ = ["KINDS", "Edit", "LanguageModel", "Replacement", "Site", "Tokens", "load_model", "organism", "randomised"]

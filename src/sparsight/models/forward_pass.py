@@ -40,6 +40,26 @@ def is_per_token(edit: Edit) -> bool:
     return bool(getattr(edit, "per_token", False))
 
 
+def is_replacement(edit: Edit) -> bool:
+    """Whether an edit says, by an attribute `replaces`, that what it returns does not depend on what it is given."""
+    return bool(getattr(edit, "replaces", False))
+
+
+class Replacement:
+    """An edit that puts known activations in the place of whatever is there.
+
+    At the residual stream nothing that the model computes before it is needed then, and its blocks are not run.
+    """
+
+    replaces = True
+
+    def __init__(self, value: Float[Tensor, "b t d"]) -> None:
+        self._value = value
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._value.to(x.dtype)
+
+
 @dataclass(frozen=True)
 class Chain:
     """Several edits of one site, one after the other."""
@@ -75,6 +95,44 @@ class _PassIsOver(Exception):
     """Raised inside a pass that has seen all it was to see. Not an error, and never reaches a caller."""
 
 
+class _HandsOn:
+    """In the place of a block's own function: hands on what it takes in."""
+
+    def __init__(self, in_tuple: bool) -> None:
+        self._in_tuple = in_tuple
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        value = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+        return (value,) if self._in_tuple else value
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """Blocks that need not run, since what they compute is replaced.
+
+    Attributes:
+        blocks: The first ones of the model.
+        in_tuple: Whether they hand on their output in a tuple.
+    """
+
+    blocks: tuple[nn.Module, ...] = ()
+    in_tuple: bool = False
+
+    @contextmanager
+    def passed_by(self) -> Iterator[None]:
+        """Inside this they hand on what they take in; hooks on either side of them run as ever."""
+        own = [block.__dict__.get("forward") for block in self.blocks]
+        try:
+            for block in self.blocks:
+                block.forward = _HandsOn(self.in_tuple)
+            yield
+        finally:
+            for block, forward in zip(self.blocks, own, strict=True):
+                del block.forward
+                if forward is not None:  # something else stood in its place before, as for models kept on disk
+                    block.forward = forward
+
+
 class ForwardPass:
     """The reads and edits of one forward pass.
 
@@ -95,9 +153,11 @@ class ForwardPass:
         edits: Mapping[Site, Edit],
         *,
         stop: bool,
+        unneeded: Unneeded,
     ) -> None:
         self.reads: dict[Site, Tensor] = {}
         self._stop = stop
+        self._unneeded = unneeded
         self._fired: dict[tuple[str, Site], int] = {("read", site): 0 for site in reads}
         self._fired |= {("edit", site): 0 for site in edits}
         self._bases: dict[Site, Tensor] = {}
@@ -164,7 +224,8 @@ class ForwardPass:
             for gate, actions in self._actions.items():
                 handles.append(self._hook(gate, actions))
             try:
-                yield
+                with self._unneeded.passed_by():
+                    yield
             except _PassIsOver:
                 return
         finally:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsight.errors import ModelError
 from sparsight.models.families import input_width, known_family, places
-from sparsight.models.forward_pass import Edit, ForwardPass, chained, is_per_token
+from sparsight.models.forward_pass import Edit, ForwardPass, Unneeded, chained, is_per_token, is_replacement
 from sparsight.models.generation import Cached, NextLogits, generate
 from sparsight.models.generic import generic_family
 from sparsight.models.prediction import mean_loss, next_token_loss, predicted
@@ -24,6 +24,10 @@ from sparsight.models.tokens import Tokens
 def _positions(tokens: Tokens) -> Int64[Tensor, "b t"]:
     """Real tokens before each token of its row."""
     return (tokens.mask.long().cumsum(dim=1) - 1).clamp_min(0)
+
+
+def _note_output(handed: list[Any], _: Any, __: Any, output: Any) -> None:
+    handed.append(output)
 
 
 class LanguageModel:
@@ -321,7 +325,34 @@ class LanguageModel:
     def _pass(self, sites: Sequence[Site], edits: Mapping[Site, Edit] | None, *, stop: bool) -> ForwardPass:
         edits = chained([*self._standing, edits or {}])
         self._check_sites([*sites, *edits])
-        return ForwardPass(self._places, sites, edits, stop=stop)
+        return ForwardPass(self._places, sites, edits, stop=stop, unneeded=self._unneeded(sites, edits))
+
+    def _unneeded(self, sites: Sequence[Site], edits: Mapping[Site, Edit]) -> Unneeded:
+        """Blocks before a residual stream that is replaced as a whole, if nothing before it is read or edited."""
+        first = min([*sites, *edits], default=Site(None, "embed"))
+        replaced = first in edits and is_replacement(edits[first]) and not self._is_generic
+        if not replaced or first.layer is None:
+            return Unneeded()
+        n = {"resid_pre": first.layer, "resid_post": first.layer + 1}.get(first.kind, 0)
+        in_tuple = self._hands_on_tuples if n else None
+        if in_tuple is None:
+            return Unneeded()
+        return Unneeded(tuple(self._places[Site(i, "resid_pre")].write.module for i in range(n)), in_tuple)
+
+    @cached_property
+    def _hands_on_tuples(self) -> bool | None:
+        """Whether blocks hand on their output in a tuple; None if there is more in it."""
+        handed: list[Any] = []
+        block = self._places[Site(0, "resid_pre")].write.module
+        handle = block.register_forward_hook(partial(_note_output, handed))
+        try:
+            with torch.no_grad():
+                self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device))
+        finally:
+            handle.remove()
+        if isinstance(handed[0], tuple):
+            return True if len(handed[0]) == 1 else None
+        return False
 
     def _inputs(self, tokens: Tokens) -> dict[str, Any]:
         """Arguments of the Hugging Face model.

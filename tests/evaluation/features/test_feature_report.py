@@ -138,6 +138,31 @@ def test_a_feature_that_tells_the_class_itself_is_no_way_to_be_linear():
         linear_within(store, HOME, features[0], features[:1], Documents.of(store), Resampling(20))
 
 
+def test_what_to_look_within_is_chosen_without_a_look_at_the_documents_that_judge():
+    """One of two features is the bit on the choosing documents and noise on the judging ones, the other the reverse."""
+    store, _, _ = planted()
+    documents_ = Documents.of(store)
+    bit, noise = store.labels(slice(0, N))["one"], store.labels(slice(0, N))["noise"]
+    named = {"choosing": torch.where(documents_.side == 2, noise, bit),
+             "judging": torch.where(documents_.side == 1, noise, bit)}  # fmt: skip
+    either, *others = labelled_features(store, {"either": store.labels(slice(0, N))["either"], **named}, MEANINGS)
+    found = linear_within(store, HOME, either, others, documents_, Resampling(20), seed=1)
+    assert found.given == "choosing"
+    assert found.within.value < 0.65
+
+
+def test_what_is_not_defined_at_the_tokens_is_no_way_to_look_within():
+    store, _, _ = planted()
+    labels = store.labels(slice(0, N))
+    holes = labels["one"].clone()
+    holes[::5] = -1
+    many = torch.arange(N) % 17
+    for other in (holes, many):
+        features = labelled_features(store, {"either": labels["either"], "other": other}, MEANINGS)
+        with pytest.raises(UndefinedMetric, match="none to look within"):
+            linear_within(store, HOME, features[0], features[1:], Documents.of(store), Resampling(20))
+
+
 def test_days_are_a_circle_of_two_dimensions(found):
     r = of(found, "day")
     assert (r.geometry.family, r.geometry.periods) == ("circle", [7.0])

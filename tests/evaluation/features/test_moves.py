@@ -7,11 +7,11 @@ from planted_features import PlantedStore, Reader, directions, documents
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.features.class_means import ClassMeans, Products
 from sparsight.evaluation.features.geometry import circles_of, places_of
-from sparsight.evaluation.features.labelled import Documents, Meaning, examples_of, labelled_features
+from sparsight.evaluation.features.labelled import Documents, Meaning, Part, examples_of, labelled_features
 from sparsight.evaluation.features.mediation import StoredTexts, joined
 from sparsight.evaluation.features.moves import Places, Speakers, moves, next_tokens
 from sparsight.evaluation.features.scores import Resampling
-from sparsight.models import Site
+from sparsight.models import Site, Tokens
 
 D, N, HOME = 12, 1200, Site.parse("0.resid_post")
 
@@ -99,6 +99,90 @@ def test_a_next_token_that_tells_no_class_is_refused():
     store, lm, _ = planted(torch.arange(5.0)[:, None])
     with pytest.raises(UndefinedMetric, match="no move of it could be seen"):
         measured(store, lm, "line", hide=True)
+
+
+def told_after(strata: list[int], y: list[int], following: list[int]):
+    """Log next-token distributions of two strata and two classes: rows at even places, what follows at odd ones."""
+    n = 2 * len(y)
+    token_ids = torch.stack([torch.ones(len(y), dtype=torch.int64), torch.tensor(following)], dim=1).flatten()
+    store = PlantedStore({"embed": torch.zeros(n, 2)}, documents(n), token_ids, {})
+    rows = torch.arange(0, n, 2)
+    part = Part(rows, torch.tensor(y), store.document_ids[rows], token_ids[rows], torch.tensor(strata))
+    return next_tokens(StoredTexts(store), part, 2, 2)
+
+
+def test_what_follows_a_class_is_counted_in_each_stratum_and_smoothed_by_one_token_of_all():
+    told = told_after([0, 0, 0, 1, 1], [0, 0, 1, 0, 0], [2, 3, 2, 3, 3])
+    # Tokens 0 to 3: five counts in all, and one more spread evenly over the vocabulary.
+    pooled = (torch.tensor([0.0, 0, 2, 3], dtype=torch.float64) + 1 / 4) / 6
+    counts = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 1, 0]], [[0, 0, 0, 2], [0, 0, 0, 0]]], dtype=torch.float64)
+    torch.testing.assert_close(told.exp(), (counts + pooled) / (counts.sum(dim=2, keepdim=True) + 1))
+
+
+class Says:
+    """A model whose next token has one distribution, whatever it reads."""
+
+    name, family, device, has_causal_loss = "tiny", "planted", torch.device("cpu"), True
+
+    def __init__(self, p: list[float]) -> None:
+        self.p = torch.tensor(p)
+
+    def logits(self, tokens: Tokens, *, edits=None) -> torch.Tensor:
+        return self.p.log().expand(*tokens.ids.shape, -1)
+
+
+def test_the_class_spoken_of_is_the_likeliest_in_the_text_s_own_stratum():
+    """`sum p log q`, not `sum p q`: a class that rules out half of what is said is not spoken of."""
+    q = torch.tensor([[[0.9, 0.05, 0.05], [0.45, 0.45, 0.1]], [[0.45, 0.45, 0.1], [0.9, 0.05, 0.05]]])
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    tokens = Tokens(ids, ids.bool(), ~ids.bool())
+    at = torch.tensor([2, 2])
+    speakers = Speakers(tokens, at, ids.bool(), at, torch.tensor([0, 1]), at, q.double().log())
+    assert speakers.speak_of(Says([0.5, 0.499, 0.001]), HOME, None).tolist() == [1, 0]
+
+
+class Moved(Says):
+    """Says the class 1, and notes what is added to its activations."""
+
+    def __init__(self) -> None:
+        super().__init__([0.1, 0.9])
+        self.added: list[torch.Tensor] = []
+
+    def logits(self, tokens: Tokens, *, edits=None) -> torch.Tensor:
+        for edit in (edits or {}).values():
+            self.added.append(edit(torch.zeros(*tokens.ids.shape, 200))[:, -1])
+        return super().logits(tokens)
+
+
+def two_classes(y: list[int]):
+    """Texts of two classes, each told by a token of its own; means 200 wide; a shape that is all of them."""
+    ids = torch.ones(len(y), 3, dtype=torch.int64)
+    at = torch.full((len(y),), 2)
+    told = torch.tensor([[[0.9, 0.1], [0.1, 0.9]]], dtype=torch.float64).log()
+    classes = torch.tensor(y)
+    speakers = Speakers(
+        Tokens(ids, ids.bool(), ~ids.bool()), at, ids.bool(), classes, 0 * at, torch.arange(len(y)), told
+    )
+    x = torch.randn(2, 200, generator=torch.Generator().manual_seed(3))
+    means = ClassMeans.of(x, torch.arange(2), torch.zeros(2, dtype=torch.int64), 2, 1)
+    return speakers, means, Places("class means", torch.eye(2, dtype=torch.float64), torch.arange(2))
+
+
+def test_random_differences_are_as_long_as_those_of_the_shape():
+    """Two means at right angles, each as long as half of the difference: their own is shorter by a square root of 2."""
+    speakers, means, places = two_classes([1] * 8)
+    lm = Moved()
+    moves(lm, speakers, HOME, means, places, Resampling(10), seed=2)
+    shaped, random = lm.added
+    whole = float((means.means[0, 0] - means.means[0, 1]).norm())
+    assert shaped.norm(dim=1).tolist() == pytest.approx([whole] * 8, rel=1e-5)
+    assert random.norm(dim=1).tolist() == pytest.approx([whole / 2**0.5] * 8, rel=0.15)
+
+
+def test_texts_that_speak_of_their_class_little_above_chance_are_refused():
+    speakers, means, places = two_classes([1, 0, 1, 0])
+    with pytest.raises(UndefinedMetric, match="tells the class in 50% of texts, expected at least 75%"):
+        moves(Moved(), speakers, HOME, means, places, Resampling(10))
 
 
 def test_effects_of_a_design_are_the_projection_of_the_means_on_it():

@@ -21,7 +21,7 @@ from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.features.class_means import ClassMeans
 from sparsight.evaluation.features.labelled import Part
 from sparsight.evaluation.features.mediation import StoredTexts
-from sparsight.evaluation.features.scores import Resampling
+from sparsight.evaluation.features.scores import Resampling, share, share_over_documents
 from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.reading import Predicts
 from sparsight.evaluation.record import Estimate
@@ -208,7 +208,7 @@ def moves(
     """
     n_classes = len(places.branch)
     said = speakers.speak_of(lm, site, None)
-    unmoved = _share(said == speakers.y)
+    unmoved = share(said == speakers.y)
     least = (1 + 1 / n_classes) / 2
     if unmoved < least:
         raise UndefinedMetric(
@@ -227,18 +227,15 @@ def moves(
     random = torch.randn(shaped.shape, generator=generator, dtype=torch.float64)
     random *= (shaped.norm(dim=2) / random.norm(dim=2).clamp_min(1e-12))[..., None]
     moved = outcome(shaped)
-    ids, place = torch.unique(speakers.document_ids[rows], return_inverse=True)
-    terms = torch.stack([moved.double(), torch.ones(len(moved), dtype=torch.float64)], dim=1)
-    sums = torch.zeros(len(ids), 2, dtype=torch.float64).index_add_(0, place, terms)
     # Where the shape has all the means' directions, the two are one and the same.
     by_means = moved if torch.allclose(whole, shaped, atol=1e-9 * float(whole.abs().max())) else outcome(whole)
     return MoveRecord(
         family=places.family,
         rank=places.rank,
-        moved=resampling.of(sums, lambda s: s[..., 0] / s[..., 1]),
-        by_means=_share(by_means),
-        random=_share(outcome(random)),
-        before=_share(places.branch[said[rows]] == places.branch[to]),
+        moved=share_over_documents(moved[:, None], speakers.document_ids[rows], resampling),
+        by_means=share(by_means),
+        random=share(outcome(random)),
+        before=share(places.branch[said[rows]] == places.branch[to]),
         unmoved=unmoved,
         n_prompts=len(speakers.y),
         tokens=float(speakers.carries.sum(dim=1).double().mean()),
@@ -258,7 +255,3 @@ def _targets(
     if not rows:
         raise UndefinedMetric("no text has another class to be moved to")
     return torch.tensor(rows), torch.tensor(to)
-
-
-def _share(hits: Bool[Tensor, " n"]) -> float:
-    return float(hits.double().mean())

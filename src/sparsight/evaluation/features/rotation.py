@@ -20,7 +20,7 @@ from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.features.geometry import circle_design
 from sparsight.evaluation.features.labelled import Part
 from sparsight.evaluation.features.mediation import StoredTexts
-from sparsight.evaluation.features.scores import Resampling
+from sparsight.evaluation.features.scores import Resampling, share, share_over_documents
 from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.reading import Predicts
 from sparsight.evaluation.record import Estimate
@@ -270,22 +270,15 @@ def rotation(
         return Circles.of(x, order[y].double(), strata, n_strata, of)
 
     found = circles(periods, own)
-    moved = prompts.moved(lm, site, found, steps, own).double()
-    terms = torch.stack([moved.sum(dim=1), torch.full((len(moved),), float(len(steps))).double()], dim=1)
-    ids, place = torch.unique(prompts.document_ids, return_inverse=True)
-    sums = torch.zeros(len(ids), 2, dtype=torch.float64).index_add_(0, place, terms)
+    moved = prompts.moved(lm, site, found, steps, own)
     every = (*periods, *(t for t in harmonics if t not in periods))
     return RotationRecord(
-        moved=resampling.of(sums, lambda s: s[..., 0] / s[..., 1]),
-        by_steps=moved.mean(dim=0).tolist(),
-        by_circles=[_share(few.moved(lm, site, circles(every[: i + 1], own), some, own)) for i in range(len(every))],
-        unmoved=_share(prompts.answered(lm, site, None, 0) == prompts.y),
-        random=_share(few.moved(lm, site, found.at_random(x, generator), steps, own)),
-        shuffled=_share(few.moved(lm, site, circles(periods, other), steps, other)),
+        moved=share_over_documents(moved, prompts.document_ids, resampling),
+        by_steps=moved.double().mean(dim=0).tolist(),
+        by_circles=[share(few.moved(lm, site, circles(every[: i + 1], own), some, own)) for i in range(len(every))],
+        unmoved=share(prompts.answered(lm, site, None, 0) == prompts.y),
+        random=share(few.moved(lm, site, found.at_random(x, generator), steps, own)),
+        shuffled=share(few.moved(lm, site, circles(periods, other), steps, other)),
         periods=list(periods),
         n_prompts=len(prompts),
     )
-
-
-def _share(hits: Bool[Tensor, "*n"]) -> float:
-    return float(hits.double().mean())

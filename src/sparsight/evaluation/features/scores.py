@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from sparsight.evaluation.bootstrap import DocumentSums, Statistic
@@ -54,6 +54,21 @@ def difference(first: Tensor, second: Tensor, resampling: Resampling) -> Estimat
     return resampling.of(
         torch.cat([first, second], dim=1), lambda s: balanced_accuracy(s[..., :m]) - balanced_accuracy(s[..., m:])
     )
+
+
+def share(found: Bool[Tensor, "*n"]) -> float:
+    """Share that is true."""
+    return float(found.double().mean())
+
+
+def share_over_documents(
+    found: Bool[Tensor, "m k"], document_ids: Int64[Tensor, " m"], resampling: Resampling
+) -> Estimate:
+    """Share that is true of `k` outcomes for each of `m` texts; texts of one document are drawn together."""
+    right = found.double().sum(dim=1)
+    sums = DocumentSums(2)
+    sums.add(document_ids, torch.stack([right, torch.full_like(right, found.shape[1])], dim=1))
+    return resampling.of(sums.sums, lambda s: s[..., 0] / s[..., 1])
 
 
 def token_identity_answers(fit: Part, judge: Part, n_classes: int) -> Int64[Tensor, " n"]:
