@@ -126,7 +126,7 @@ class Splice:
         for site, nodes in self.nodes.items():
             if nodes.reads != site:  # after the nodes of the site that it reads
                 steps.setdefault(nodes.reads, []).append(partial(self._hold, site))
-        return {site: partial(_one_by_one, edits) for site, edits in steps.items()}
+        return {site: edits[0] if len(edits) == 1 else partial(_one_by_one, edits) for site, edits in steps.items()}
 
     def _hold(self, site: Site, x: Tensor) -> Tensor:
         self._held[site] = x

@@ -238,7 +238,7 @@ def measured(work: Work, plan: Plan, name: str, made: dict[str, Prepared]) -> di
         for rule in ("left", "midpoint", "gauss") if error == "dropped" else ("left", "midpoint"):
             most = 20 if error == "kept" or rule == "gauss" else max(plan.steps)
             found[error][rule] = [
-                [n, *_remainder(work, here(nodes, steps=n, rule=rule, jumps=False, error=error), first)]
+                [float(n), *_remainder(work, here(nodes, steps=n, rule=rule, jumps=False, error=error), first)]
                 for n in plan.steps
                 if n <= most
             ]
@@ -251,7 +251,7 @@ def measured(work: Work, plan: Plan, name: str, made: dict[str, Prepared]) -> di
     for width in WIDTHS:
         smooth = {first: nodes[first], second: SmoothedNodes(nodes[second], width * scale)}
         found["smoothed"][str(width)] = [
-            [n, *_remainder(work, here(smooth, steps=n, jumps=False, error="dropped"), first)]
+            [float(n), *_remainder(work, here(smooth, steps=n, jumps=False, error="dropped"), first)]
             for n in plan.steps
             if n <= 50
         ]

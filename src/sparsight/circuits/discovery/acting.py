@@ -13,7 +13,7 @@ from sparsight.circuits.discovery.effects import judged_values, parents_of
 from sparsight.circuits.discovery.examples import Examples
 from sparsight.circuits.nodes import AbstractNodes, Placed, nodes_of
 from sparsight.evaluation.frozen_record import Record
-from sparsight.models import Edit, LanguageModel, Site
+from sparsight.models import Edit, LanguageModel, Replacement, Site
 
 
 class Acted(Record):
@@ -146,7 +146,7 @@ class _Stage:
     def held(self, target: Site | None, source: Site, moved: Tensor) -> dict[Site, Edit]:
         """Edits that hold every parent of a site at its clean activation, the source moved."""
         parents = parents_of(list(self.nodes), target)
-        return {site: _Put(self.changes[site].start + (moved if site == source else 0)) for site in parents}
+        return {site: Replacement(self.changes[site].start + (moved if site == source else 0)) for site in parents}
 
     def _at(self, change: Tensor, position: int | None) -> Tensor:
         if position is None:
@@ -162,14 +162,6 @@ class _Add:
 
     def __call__(self, x: Tensor) -> Tensor:
         return x + self._change.to(x.dtype)
-
-
-class _Put:
-    def __init__(self, value: Tensor) -> None:
-        self._value = value
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._value.to(x.dtype)
 
 
 def _compared(acted: list[Acted]) -> Acting:

@@ -12,8 +12,9 @@ the direct path alone, and is the effect's own summand. In a linear model the ed
 counted, add up to its effect.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -25,13 +26,10 @@ from sparsight.circuits.nodes import AbstractNodes
 from sparsight.circuits.splice import NodeValues
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.reading import reported
-from sparsight.models import Edit, LanguageModel, Site, Tokens
+from sparsight.models import Edit, LanguageModel, Replacement, Site, Tokens
 
 CUTS = ("resid_pre", "resid_mid", "resid_post")
 """Kinds of sites that everything behind them comes through."""
-
-Placing = Callable[[Site, Tensor], Tensor]
-"""From a site and what the model computed there to what is to stand there."""
 
 Key = tuple[Site | None, int, int]
 """Site, position and column of a node; (None, 0, 0) is the metric."""
@@ -133,7 +131,8 @@ def metric_gradients(
         written[site] = y
         return y
 
-    values = judged_values(lm, examples, batch.tokens, _edits(batch.changes, place))
+    edits: dict[Site, Edit] = {site: partial(place, site) for site in batch.changes}
+    values = judged_values(lm, examples, batch.tokens, edits)
     metric = examples.metric.of(values, batch.rows)
     sites = sorted(written)
     found = torch.autograd.grad(metric.sum(), [written[s] for s in sites], allow_unused=True)
@@ -237,9 +236,8 @@ def _into(
     if not parents:
         return []
     leaves = {p: batch.state(p, point).detach().requires_grad_() for p in parents}
-    # Each parent stands on its own, whatever the ones before it do, so that only direct paths remain.
-    held = {s: leaves.get(s, batch.state(s, point)) for s in nodes if site is None or s < site}
-    edits = _edits(held, lambda s, _: held[s])
+    # Each parent stands on its own, whatever is before it: only direct paths remain, and sites further up have none.
+    edits: dict[Site, Edit] = {parent: Replacement(leaf) for parent, leaf in leaves.items()}
     found: list[tuple[Key, dict[Site, Tensor]]] = []
     if site is None:
         metric = examples.metric.of(judged_values(lm, examples, batch.tokens, edits), batch.rows).sum()
@@ -280,20 +278,6 @@ def _scores(
             part = (gradient @ nodes.atoms[column]) * dense[..., column]
         scores.append(((site, position, column), part[:, position].sum() if by_position else part.sum()))
     return scores
-
-
-def _edits(sites: Mapping[Site, object], place: Placing) -> dict[Site, Edit]:
-    return {site: _Bound(site, place) for site in sites}
-
-
-class _Bound:
-    """An edit that knows its site."""
-
-    def __init__(self, site: Site, place: Placing) -> None:
-        self._site, self._place = site, place
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._place(self._site, x)
 
 
 def largest(effects: Mapping[Site, Float64[Tensor, "p n"]]) -> float:
