@@ -19,9 +19,6 @@ from sparsight.training.member import Member
 
 pytest.importorskip("numba")
 
-from sparsight.training.compiled.screen import Screen, ScreenedBlock
-from sparsight.training.compiled.selection import collect, screened_above, screened_batch_top_k, screened_top_k
-
 CPU = torch.device("cpu")
 
 
@@ -181,101 +178,6 @@ def test_an_atom_that_stands_twice_is_taken_in_order() -> None:
     slots = compiled.activation.slots(x)
     code = it.dictionary.encode(x)
     assert torch.equal(slots.latents.view(50, 3)[slots.values.view(50, 3) > 0], code.indices[code.values > 0])
-
-
-@pytest.mark.parametrize("k", [1, 7, 300])
-@pytest.mark.parametrize("shift", [0.0, -2.0, 5.0])
-def test_screening_never_changes_the_choice(k: int, shift: float) -> None:
-    """Entries that bfloat16 cannot tell apart, rows of very different sizes, offsets that silence many or none."""
-    g = torch.Generator().manual_seed(3)
-    encoder = torch.randn(300, 48, generator=g)
-    encoder[100:200] = encoder[:100] * (1 + 1e-4 * torch.randn(100, 1, generator=g))
-    x = torch.randn(64, 48, generator=g) * torch.logspace(-4, 4, 64)[:, None]
-    x[5] = 0
-    offset = 0.01 * torch.randn(300, generator=g) + shift
-    true = (x.double() @ encoder.double().T + offset).relu()
-    # What float32 can know of an entry.
-    known = 1e-6 * (x.double().norm(dim=1, keepdim=True) * encoder.norm(dim=1).max() + 6)
-    screen = Screen(encoder)
-    slots = screened_top_k(screen, x, offset, k)
-    values, latents = slots.values.view(64, k), slots.latents.view(64, k)
-    assert bool(((values - true.sort(dim=1, descending=True).values[:, :k]).abs() < known).all())
-    positive = values > 0
-    assert bool(((true.gather(1, latents) - values).abs() < known)[positive].all())
-    assert all(len(set(row[on].tolist())) == int(on.sum()) for row, on in zip(latents, positive, strict=True))
-    batch = screened_batch_top_k(screen, x, offset, k * 64)
-    largest = true.flatten().sort(descending=True).values[: k * 64]
-    found = batch.values.double().sort(descending=True).values
-    torch.testing.assert_close(found, largest[: len(found)], rtol=1e-5, atol=float(known.max()))
-    assert float(largest[len(found) :].sum()) <= len(largest) * float(known.max())
-    assert bool(((true[batch.tokens, batch.latents] - batch.values).abs() < known[batch.tokens, 0]).all())
-    assert torch.equal(batch.tokens, batch.tokens.sort().values)
-
-
-def found_above(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    found = collect(*given, 0.25)
-    assert found is not None
-    return found
-
-
-def test_nothing_above_a_limit_is_screened_out() -> None:
-    """At a limit far below the usual size of an entry bfloat16 puts some of them on its wrong side."""
-    g = torch.Generator().manual_seed(4)
-    encoder = torch.nn.functional.normalize(torch.randn(4000, 32, generator=g), dim=1)
-    x = torch.randn(20, 32, generator=g)
-    pre = x.double() @ encoder.double().T
-    lower = torch.full((4000,), 0.25)
-    screen, offset = Screen(encoder), torch.zeros(4000)
-    found = torch.zeros(20, 4000, dtype=torch.bool)
-    misled, off = [], []
-
-    def look(block: ScreenedBlock) -> None:
-        inside = pre[block.rows] > lower
-        misled.append(bool(((block.bits.view(torch.bfloat16) < lower) & inside).any()))
-        tokens, latents, values = found_above(screen, block, x, offset, lower)
-        found[tokens, latents] = True
-        off.append(float((pre[tokens, latents] - values).abs().max()))
-
-    screen.over_blocks(x, offset, look)
-    assert any(misled)
-    sure = (pre - lower).abs() > 1e-6
-    assert torch.equal(found[sure], (pre > lower)[sure])
-    assert max(off) < 1e-5
-
-
-def test_what_exceeds_its_limit_is_found_or_given_up_where_a_token_has_too_much_of_it() -> None:
-    x, encoder, offset = rows(50, 32, 0), rows(64, 32, 1, scale=32**0.5), rows(1, 64, 2)[0]
-    lower = offset + 0.01
-    lower[::2] += 1.0  # half of the latents are hard to reach
-    pre = x.double() @ encoder.double().T + offset
-    exceeding = pre > lower
-    assert float((pre - lower).abs().min()) > 1e-6
-    most = int(exceeding.sum(dim=1).max())
-    found = screened_above(Screen(encoder), x, offset, lower, most)
-    assert found is not None
-    assert torch.equal(torch.stack([found.tokens, found.latents]), exceeding.nonzero().T)
-    torch.testing.assert_close(found.values.double(), pre[exceeding], rtol=1e-5, atol=1e-6)
-    assert screened_above(Screen(encoder), x, offset, lower, most - 1) is None
-
-
-def test_a_few_rows_tell_that_far_too_much_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, encoder = rows(50, 32, 0), rows(64, 32, 1)
-    screen, none, all_of_them = Screen(encoder), torch.full((64,), 9.0), torch.full((64,), -9.0)
-    products: list[Tensor] = []
-    over_blocks = Screen.over_blocks
-
-    def counted(screen: Screen, centred: Tensor, *given: Any, **named: Any) -> Any:
-        products.append(centred)
-        return over_blocks(screen, centred, *given, **named)
-
-    monkeypatch.setattr(Screen, "over_blocks", counted)
-    assert screened_above(screen, x, torch.zeros(64), all_of_them, 31) is None
-    assert not products, "64 of 64 are active, more than twice 31: the product was to be saved"
-    assert screened_above(screen, x, torch.zeros(64), all_of_them, 33) is None
-    assert len(products) == 1, "64 is not more than twice 33: the product decides"
-    found = screened_above(screen, x, torch.zeros(64), none, 31)
-    assert found is not None
-    assert len(found.values) == 0
 
 
 def test_threads_change_no_bit() -> None:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from sparsight.dictionaries.selection import Slots
 from sparsight.training.compiled import kernels
+from sparsight.training.compiled.cpu_screen import CpuScreen
 from sparsight.training.compiled.scalars import AdamScalars
-from sparsight.training.compiled.screen import Screen
 from sparsight.training.compiled.selection import screened_above, screened_batch_top_k, screened_top_k
 from sparsight.training.compiled.threads import spread
 
@@ -20,7 +20,7 @@ class CpuLoops:
     """
 
     def __init__(self, encoder: Float[Tensor, "m d"]) -> None:
-        self.screen = Screen(encoder)
+        self.screen = CpuScreen(encoder)
 
     def written(self) -> None:
         """Something else than a step wrote into the encoder."""

@@ -1,47 +1,38 @@
-"""A step's loops on CUDA: Triton kernels, and torch's selection from blocks of pre-activations."""
+"""A step's loops on CUDA: Triton kernels, and screened selection."""
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from sparsight.dictionaries.selection import Slots, batch_top_k_latents, block_rows, top_k_latents
+from sparsight.dictionaries.selection import Slots
 from sparsight.training.compiled import triton_kernels as kernels
+from sparsight.training.compiled.cuda_screen import CudaScreen
 from sparsight.training.compiled.scalars import AdamScalars
+from sparsight.training.compiled.selection import screened_above, screened_batch_top_k, screened_top_k
 
 
 class CudaLoops:
-    """What they compute is said in `kernels.py`; pre-activations are products in float32.
+    """What they compute is said in `kernels.py` and `selection.py`.
 
     Args:
         encoder: Rows of the encoder, in the parameter's own memory.
     """
 
     def __init__(self, encoder: Float[Tensor, "m d"]) -> None:
-        self.encoder = encoder
+        self.screen = CudaScreen(encoder)
 
     def written(self) -> None:
-        """Something else than a step wrote into the encoder: nothing is derived from it here."""
+        """Something else than a step wrote into the encoder."""
+        self.screen.refresh()
 
     def top_k(self, centred: Tensor, offset: Tensor, k: int) -> Slots:
-        values, latents = top_k_latents(centred, self.encoder.T, offset, k)
-        tokens = torch.arange(len(centred), device=centred.device).repeat_interleave(k)
-        return Slots(tokens, latents.flatten(), values.relu().flatten(), len(centred))
+        return screened_top_k(self.screen, centred, offset, k)
 
     def batch_top_k(self, centred: Tensor, offset: Tensor, n_kept: int) -> Slots:
-        return batch_top_k_latents(centred, self.encoder.T, offset, n_kept)
+        return screened_batch_top_k(self.screen, centred, offset, n_kept)
 
     def above(self, centred: Tensor, offset: Tensor, lower: Tensor, most: int) -> Slots | None:
-        parts = []
-        size = block_rows(len(offset), centred.device)
-        for first in range(0, len(centred), size):
-            pre = torch.addmm(offset, centred[first : first + size], self.encoder.T)
-            within = pre > lower
-            if int(within.sum(dim=1).max()) > most:
-                return None
-            rows, latents = within.nonzero(as_tuple=True)
-            parts.append((rows + first, latents, pre[rows, latents]))
-        tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
-        return Slots(tokens, latents, values, len(centred))
+        return screened_above(self.screen, centred, offset, lower, most)
 
     def decode_and_pull(self, x: Tensor, *given: Tensor) -> None:
         bounds, latents, values, *rest = given
@@ -77,3 +68,4 @@ class CudaLoops:
         scalars: AdamScalars,
     ) -> None:
         kernels.adam(encoder, position, gradient, None, *averages, scalars)
+        self.screen.refresh()

@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sparsight.training.compiled.screen import BF16_ROUNDING
+
 Array = NDArray[Any]
 
 # Sums may be taken in any order and contracted, so that they use the vector units. NaN and infinity keep their meaning.
@@ -18,8 +20,6 @@ _compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"ns
 
 # Entries of a row whose maximum is kept. Short enough that few entries are looked at twice.
 GROUP = 32
-# Half a unit in the last place of bfloat16, relative; a product with an offset is rounded at most three times.
-BF16_ROUNDING = 2.0**-8
 # No number in bfloat16 has these bits, nor larger ones.
 ABOVE_ALL = 2**15
 

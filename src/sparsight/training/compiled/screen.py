@@ -1,23 +1,25 @@
 """Pre-activations in bfloat16, with a bound on what they are off: they rule latents out, and never decide."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import BFloat16, Float
 from torch import Tensor
 
-from sparsight.training.compiled import kernels
 from sparsight.training.compiled.room import Room
-from sparsight.training.compiled.threads import available, spread, together
 
 T = TypeVar("T")
 
-# Pre-activations of one block of rows: they stay in the last cache until their largest are found.
-BLOCK = 2**22
-# Fewer rows would take the encoder from memory too often; of very wide dictionaries they exceed the cache.
-LEAST_ROWS = 64
+# Half a unit in the last place of bfloat16, relative.
+BF16_ROUNDING = 2.0**-8
+# Of what products with an offset are off: product, offset and sum may each be rounded.
+_ROUNDING = 3 * BF16_ROUNDING
+
+# Tokens, latents and values.
+Found = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,28 @@ class ScreenedBlock:
 
     Attributes:
         rows: Which rows.
-        bits: bfloat16 as integers: of positive numbers the order is the same.
+        pre: Screened.
         slack: Bound on the error of a row's entries, without the rounding of the entries themselves.
         largest_offset: Largest magnitude among the offsets, lift included.
         lift: What was added to all entries.
     """
 
     rows: slice
-    bits: Int16[Tensor, "b m"]
+    pre: BFloat16[Tensor, "b m"]
     slack: Float[Tensor, " b"]
     largest_offset: float
     lift: float
 
+    def floors(self, limit: float | Tensor) -> Float[Tensor, " b"]:
+        """Below which screened number no entry of a row can reach `limit`; holds where limit and floor are positive."""
+        return (limit - self.slack - _ROUNDING * self.largest_offset) * (1 - _ROUNDING)
 
-class Screen:
+    def reached(self, screened: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """What an entry of each row reaches in truth that is screened to so much, which is positive."""
+        return screened * (1 - _ROUNDING) - self.slack - _ROUNDING * self.largest_offset
+
+
+class Screen(ABC):
     """A bfloat16 copy of an encoder, and how far it is off.
 
     With `w'` and `x'` the rounded encoder and activation, `<x, w> - <x', w'>` is at most
@@ -53,16 +63,40 @@ class Screen:
     def __init__(self, encoder: Float[Tensor, "m d"]) -> None:
         self.encoder = encoder
         m, d = encoder.shape
-        self.rounded = torch.zeros(m, d, dtype=torch.bfloat16)
+        self.rounded = torch.zeros(m, d, dtype=torch.bfloat16, device=encoder.device)
         # Squares: of each row's rounding error and of its rounded norm.
-        self.errors, self.norms = torch.zeros(m), torch.zeros(m)
-        self._room = Room()
+        self.errors, self.norms = encoder.new_zeros(m), encoder.new_zeros(m)
+        self._room = Room(encoder.device)
         self.refresh()
 
     def refresh(self) -> None:
         """Round the encoder anew: needed after anybody else wrote into it."""
-        bits = self.rounded.view(torch.int16)
-        spread(len(bits), kernels.round_rows, self.encoder, bits, self.errors, self.norms)
+        self.round_rows(self.encoder, self.rounded, self.errors, self.norms)
+
+    @abstractmethod
+    def round_rows(self, rows: Tensor, rounded: Tensor, errors: Tensor, norms: Tensor) -> None:
+        """Each row in bfloat16, and the squares of what it is off and of its norm when rounded."""
+
+    @abstractmethod
+    def top_k(
+        self, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], k: int
+    ) -> tuple[Float[Tensor, "b k"], Tensor]:
+        """The `k` largest of `centred encoder^T + offset` in each row, rectified, and their latents."""
+
+    @abstractmethod
+    def above(
+        self, block: ScreenedBlock, floors: Tensor, centred: Tensor, offset: Tensor, lower: Tensor, most: int | None
+    ) -> Found | None:
+        """Tokens, latents and values of a block's entries above the `lower` of their latent.
+
+        Args:
+            floors: Of each row, positive; no entry screened to less counts.
+            most: Give up (None) where a token has more of them.
+        """
+
+    @abstractmethod
+    def _each_block(self, rough: Tensor, offset: Tensor, work: Callable[[slice, Tensor], T]) -> list[T]:
+        """`work` on rows and their products with the rounded encoder, block by block."""
 
     def over_blocks(
         self,
@@ -77,36 +111,22 @@ class Screen:
         Args:
             lifted: Add to all entries as much as makes those positive that are so in truth.
         """
-        (n, d), m = centred.shape, len(self.encoder)
+        n, d = centred.shape
+        if n == 0:
+            return []
         rough = self._room.take("rough", n, d, dtype=torch.bfloat16)
         off, norms = self._room.take("off", n), self._room.take("norms", n)
-        spread(n, kernels.round_rows, centred, rough.view(torch.int16), off, norms)
+        self.round_rows(centred, rough, off, norms)
         off, norms = off.sqrt(), norms.sqrt()
         largest = float(self.norms.max().sqrt())
         sums = 2 * d * torch.finfo(torch.float32).eps * largest
         slack = (norms + off) * (float(self.errors.max().sqrt()) + sums) + off * largest
         largest_offset, lift = float(offset.abs().max()), 0.0
         if lifted:
-            lift = 2 * (float(slack.max()) + 2 * kernels.BF16_ROUNDING * largest_offset)
+            lift = 2 * (float(slack.max()) + _ROUNDING * largest_offset)
             offset, largest_offset = offset + lift, largest_offset + lift
-        threads = available()
-        rounds = -(-n // (threads * max(LEAST_ROWS, BLOCK // m)))
-        size = max(1, -(-n // max(1, rounds * threads)))
-        product = self._product(offset.bfloat16(), size)
 
-        def on(first: int) -> T:
-            rows = slice(first, min(first + size, n))
-            return work(ScreenedBlock(rows, product(rough[rows]).view(torch.int16), slack[rows], largest_offset, lift))
+        def on(rows: slice, pre: Tensor) -> T:
+            return work(ScreenedBlock(rows, pre, slack[rows], largest_offset, lift))
 
-        return together(on, range(0, n, size))
-
-    def _product(self, offset: Tensor, size: int) -> Callable[[Tensor], Tensor]:
-        """`x -> x encoder^T + offset` for blocks of `size` rows.
-
-        Where torch's build has oneDNN, the encoder is laid out once as its kernels want it, not again for every block:
-        a seventh of the time. The numbers are the same.
-        """
-        if torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            laid_out = torch.ops.mkldnn._reorder_linear_weight(self.rounded, size)
-            return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid_out, offset, "none", [], "")
-        return lambda x: torch.addmm(offset, x, self.rounded.T)
+        return self._each_block(rough, offset.bfloat16(), on)

@@ -5,28 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparsight.dictionaries.selection import SAMPLE_ROWS, SLACK, Slots
-from sparsight.training.compiled import kernels
-from sparsight.training.compiled.screen import Screen, ScreenedBlock
-from sparsight.training.compiled.threads import all_for_torch, over
-
-# Room for the entries of a row; more is made where it does not suffice.
-ROOM = 512
-
-# Tokens, latents and values.
-Found = tuple[Tensor, Tensor, Tensor]
+from sparsight.training.compiled.screen import Found, Screen, ScreenedBlock
+from sparsight.training.compiled.threads import all_for_torch
 
 
 def screened_top_k(screen: Screen, centred: Float[Tensor, "b d"], offset: Float[Tensor, " m"], k: int) -> Slots:
     """The `k` largest pre-activations of each row, rectified; `k` slots for every token, those of value 0 silent."""
-    values, latents = centred.new_empty(len(centred), k), torch.empty(len(centred), k, dtype=torch.int64)
-
-    def choose(block: ScreenedBlock) -> None:
-        given = (block.bits, centred[block.rows], screen.encoder, offset, block.slack)
-        chosen = (values[block.rows], latents[block.rows])
-        over(kernels.top_k_of_screened, *given, block.largest_offset, k, *chosen)
-
-    screen.over_blocks(centred, offset, choose)
-    tokens = torch.arange(len(centred)).repeat_interleave(k)
+    values, latents = screen.top_k(centred, offset, k)
+    tokens = torch.arange(len(centred), device=centred.device).repeat_interleave(k)
     return Slots(tokens, latents.flatten(), values.flatten(), len(centred))
 
 
@@ -92,7 +78,7 @@ def screened_above(
 
 def _joined(parts: list[Found], centred: Tensor) -> Slots:
     if not parts:
-        none = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64, device=centred.device)
         return Slots(none, none, centred.new_empty(0), len(centred))
     tokens, latents, values = (torch.cat(each) for each in zip(*parts, strict=True))
     return Slots(tokens, latents, values, len(centred))
@@ -113,30 +99,10 @@ def collect(
         limit: What the block's screened numbers of such entries exceed but for their errors.
         most: Give up (None) where a token has more of them.
     """
-    n, m = block.bits.shape
-    floors = _floors(block, limit)
+    floors = block.floors(limit)
     if bool((floors <= 0).any()):
         return _all_above(screen, block, centred, offset, lower)
-    room = min(m, ROOM)
-    given = (block.bits, floors, centred[block.rows], screen.encoder, offset, lower)
-    while True:
-        counts = torch.zeros(n, dtype=torch.int64)
-        values, latents = torch.empty(n, room), torch.empty(n, room, dtype=torch.int64)
-        enough = over(kernels.above_floor, *given, counts, values, latents)
-        room = int(counts.max()) if n else 0
-        if most is not None and room > most:
-            return None
-        if enough:
-            break
-    filled = torch.arange(values.shape[1]) < counts[:, None]
-    rows = torch.arange(block.rows.start, block.rows.stop).repeat_interleave(counts)
-    return rows, latents[filled], values[filled]
-
-
-def _floors(block: ScreenedBlock, limit: float) -> Tensor:
-    """Below which screened number no entry of a row can exceed `limit`."""
-    rounding = 2 * kernels.BF16_ROUNDING
-    return (limit - block.slack - rounding * block.largest_offset) / (1 + rounding)
+    return screen.above(block, floors, centred, offset, lower, most)
 
 
 def _all_above(screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Tensor, lower: Tensor) -> Found:
@@ -149,7 +115,7 @@ def _all_above(screen: Screen, block: ScreenedBlock, centred: Tensor, offset: Te
 def _largest(values: Tensor, n: int) -> Tensor:
     """Positions of the `n` largest, ascending; of equal ones the first."""
     if len(values) <= n:
-        return torch.arange(len(values))
+        return torch.arange(len(values), device=values.device)
     smallest = values.topk(n, sorted=False).values.amin()
     above, equal = values > smallest, values == smallest
     return (above | (equal & (equal.cumsum(dim=0) <= n - above.sum()))).nonzero()[:, 0]

@@ -7,7 +7,7 @@ gives the same bits every time.
 
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import BFloat16, Float, Int32, Int64
 from torch import Tensor
 
 from sparsight.training.compiled.scalars import AdamScalars
@@ -211,3 +211,51 @@ def _adam(  # type: ignore[no-untyped-def]
     tl.store(mean + here, average, mask=real)
     tl.store(square + here, second, mask=real)
     tl.store(weights + here, moved, mask=real)
+
+
+def round_rows(
+    rows: Float[Tensor, "m d"],
+    rounded: BFloat16[Tensor, "m d"],
+    errors: Float[Tensor, " m"],
+    norms: Float[Tensor, " m"],
+) -> None:
+    """As `kernels.round_rows`, into bfloat16 itself."""
+    m, d = rows.shape
+    if m > 0:
+        _round_rows[(m,)](rows, rounded, errors, norms, d, D=triton.next_power_of_2(d))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _round_rows(rows, rounded, errors, norms, d, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    i = tl.program_id(0).to(tl.int64)
+    dims = tl.arange(0, D)
+    real = dims < d
+    row = tl.load(rows + i * d + dims, mask=real, other=0.0)
+    rough = row.to(tl.bfloat16)
+    tl.store(rounded + i * d + dims, rough, mask=real)
+    rough = rough.to(tl.float32)
+    tl.store(errors + i, tl.sum((row - rough) * (row - rough), axis=0))
+    tl.store(norms + i, tl.sum(rough * rough, axis=0))
+
+
+def dots(
+    x: Float[Tensor, "b d"],
+    rows: Float[Tensor, "m d"],
+    tokens: Int64[Tensor, " s"],
+    which: Int64[Tensor, " s"],
+    found: Float[Tensor, " s"],
+) -> None:
+    """`found[s] = <x[tokens[s]], rows[which[s]]>`."""
+    d = x.shape[1]
+    if len(tokens) > 0:
+        _dots[(len(tokens),)](x, rows, tokens, which, found, d, D=triton.next_power_of_2(d))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _dots(x, rows, tokens, which, found, d, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    s = tl.program_id(0).to(tl.int64)
+    dims = tl.arange(0, D)
+    real = dims < d
+    of_token = tl.load(x + tl.load(tokens + s) * d + dims, mask=real, other=0.0)
+    of_latent = tl.load(rows + tl.load(which + s) * d + dims, mask=real, other=0.0)
+    tl.store(found + s, tl.sum(of_token * of_latent, axis=0))
