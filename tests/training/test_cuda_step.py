@@ -31,3 +31,21 @@ def test_the_sparse_step_on_a_gpu_is_the_dense_one(config: DictionaryConfig) -> 
         close = torch.isclose(p, q[1], rtol=1e-2, atol=1e-3).float().mean()
         assert float(close) > 0.99, name
     torch.testing.assert_close(sparse.atoms.norm(dim=1), torch.ones(4096, device="cuda"))
+
+
+@pytest.mark.cuda
+def test_selection_on_a_gpu_is_that_of_a_sort() -> None:
+    from sparsight.training.compiled.cuda_screen import CudaScreen
+    from sparsight.training.compiled.selection import screened_batch_top_k, screened_top_k
+
+    g = torch.Generator().manual_seed(0)
+    encoder, x = torch.randn(8192, 512, generator=g).cuda(), torch.randn(300, 512, generator=g).cuda()
+    offset = torch.randn(8192, generator=g).cuda()
+    pre = x.double() @ encoder.double().T + offset
+    slots = screened_top_k(CudaScreen(encoder), x, offset, 32)
+    true = pre.topk(32, dim=1)
+    torch.testing.assert_close(slots.values.view(300, 32).double(), true.values, rtol=1e-5, atol=1e-3)
+    assert float((slots.latents.view(300, 32) == true.indices).float().mean()) > 0.999
+    batch = screened_batch_top_k(CudaScreen(encoder), x, offset, 300 * 32)
+    largest = pre.flatten().topk(300 * 32).values
+    torch.testing.assert_close(batch.values.double().sort(descending=True).values, largest, rtol=1e-5, atol=1e-3)

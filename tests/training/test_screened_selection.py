@@ -1,4 +1,4 @@
-"""Screened selection, of CPUs and of GPUs (in Triton's interpreter where there is none), against a full sort."""
+"""Screened selection, of CPUs and of GPUs (in Triton's interpreter; on a GPU: test_cuda_step.py), against a sort."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 from sparsight.training.compiled.screen import Screen, ScreenedBlock
 from sparsight.training.compiled.selection import collect, screened_above, screened_batch_top_k, screened_top_k
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NO_INTERPRETER = find_spec("triton") is None or torch.cuda.is_available()
 SCREENS = [
     pytest.param("cpu", 300, marks=pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")),
-    pytest.param("triton", 96, marks=pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")),
+    pytest.param("triton", 96, marks=pytest.mark.skipif(NO_INTERPRETER, reason="Triton does not interpret here")),
 ]
 
 
@@ -160,7 +160,7 @@ def test_no_rows_give_no_slots(kind: str, m: int) -> None:
     assert all(len(slots.tokens) == len(slots.values) == slots.n_tokens == 0 for slots in [*found, above])
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(NO_INTERPRETER, reason="Triton does not interpret here")
 def test_of_ordinary_rows_few_entries_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsight.training.compiled import triton_kernels
     from sparsight.training.compiled.cuda_screen import CudaScreen, group_size

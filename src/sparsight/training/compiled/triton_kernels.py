@@ -219,21 +219,20 @@ def round_rows(
     errors: Float[Tensor, " m"],
     norms: Float[Tensor, " m"],
 ) -> None:
-    """As `kernels.round_rows`, into bfloat16 itself."""
+    """As `kernels.round_rows`, into bfloat16 itself; torch rounds, as Triton's interpreter cuts off."""
     m, d = rows.shape
+    rounded.copy_(rows)
     if m > 0:
-        _round_rows[(m,)](rows, rounded, errors, norms, d, D=triton.next_power_of_2(d))
+        _off_and_norms[(m,)](rows, rounded, errors, norms, d, D=triton.next_power_of_2(d))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _round_rows(rows, rounded, errors, norms, d, D: tl.constexpr):  # type: ignore[no-untyped-def]
+def _off_and_norms(rows, rounded, errors, norms, d, D: tl.constexpr):  # type: ignore[no-untyped-def]
     i = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, D)
     real = dims < d
     row = tl.load(rows + i * d + dims, mask=real, other=0.0)
-    rough = row.to(tl.bfloat16)
-    tl.store(rounded + i * d + dims, rough, mask=real)
-    rough = rough.to(tl.float32)
+    rough = tl.load(rounded + i * d + dims, mask=real, other=0.0).to(tl.float32)
     tl.store(errors + i, tl.sum((row - rough) * (row - rough), axis=0))
     tl.store(norms + i, tl.sum(rough * rough, axis=0))
 
