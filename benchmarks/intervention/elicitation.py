@@ -22,8 +22,8 @@ def main() -> None:
     options = parser.parse_args()
     lm = load_model("organism", device="cpu")
 
-    def found(n):
-        search = Search(n_vectors=n, steps=options.steps)
+    def found(n, first=0):
+        search = Search(n_vectors=n, first=first, steps=options.steps)
         return elicit(lm, [PROMPT], "1.resid_post", "3.resid_post", search, radius=300)
 
     began, busy = time.perf_counter(), time.process_time()
@@ -35,10 +35,8 @@ def main() -> None:
         f"({busy:.1f} s of computing, {torch.get_num_threads()} threads); {record.n_clusters} kinds of completions; "
         f"they move the target {moves:.1f} times as far as random ones"
     )
-    # Vector `i` starts from the same point however many there are, so the first ones alone are those of the batch.
-    alone = found(options.alone)[1]
-    off = (alone - theta[: options.alone]).abs().max()
-    print(f"the first {options.alone} found alone differ from those of the batch by {float(off):.2g} at most")
+    off = max(float((found(1, i)[1][0] - theta[i]).abs().max()) for i in range(options.alone))
+    print(f"the first {options.alone}, each found alone, differ from those of the batch by {off:.2g} at most")
 
 
 if __name__ == "__main__":

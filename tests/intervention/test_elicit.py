@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from intervention_models import tiny_model, unit
+from intervention_models import tied_dictionary, tiny_model, unit
 from models.tiny_models import count_hooks, texts
 from safetensors.torch import load_file
 
 from sparsight.cli.app import main
+from sparsight.dictionaries import TopK
 from sparsight.errors import DataError, UndefinedMetric
+from sparsight.intervention import Direction
 from sparsight.intervention.elicit import (
     Adapters,
     Reach,
@@ -86,12 +88,37 @@ def test_the_norm_is_taken_over_the_width_and_not_over_tokens():
     torch.testing.assert_close(Power(4, 4)(shuffled, counted), Power(4, 4)(moved, counted))
 
 
+def test_with_several_prompts_the_root_decides_between_their_sum_and_the_strongest():
+    """Prompts that gain a along one axis and b along the other: `q = 2` is largest at tangent b/a, `q = 1` at an axis."""
+    a, b = 1.0, 0.75
+    gains = torch.diag(torch.tensor([a, b], dtype=torch.float64))[:, None, None]  # [prompts, 1, 1, d]
+    counted = torch.ones(2, 1, dtype=torch.bool)
+
+    def best(q):
+        def objective(theta):
+            return Power(2, q)((gains * theta[:, None, None, None]).sum(dim=-1), counted)
+
+        theta = find_vectors(objective, 2, Search(n_vectors=6, radius=2.0, lr=0.2), dtype=torch.float64)
+        return theta[objective(theta).argmax()].abs(), float(objective(theta).max())
+
+    theta, value = best(2)
+    torch.testing.assert_close(theta, 2 * torch.tensor([a, b], dtype=torch.float64) / 1.25, rtol=0, atol=1e-2)
+    assert value == pytest.approx(2 * 1.25, rel=1e-4)
+    theta, value = best(1)
+    torch.testing.assert_close(theta, torch.tensor([2.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-2)
+    assert value == pytest.approx(4 * a**2, rel=1e-4)
+
+
 def test_a_batch_finds_what_each_vector_finds_alone():
     objective, _, _ = _linear()
     search = {"radius": 1.5, "steps": 40}
     together = find_vectors(objective(Power(4, 1)), 10, Search(n_vectors=5, **search), dtype=torch.float64)
-    first = find_vectors(objective(Power(4, 1)), 10, Search(n_vectors=1, **search), dtype=torch.float64)
-    torch.testing.assert_close(together[:1], first, rtol=0, atol=1e-12)
+    for i, found in enumerate(together):
+        alone = Search(n_vectors=1, first=i, **search)
+        torch.testing.assert_close(
+            found, find_vectors(objective(Power(4, 1)), 10, alone, dtype=torch.float64)[0], rtol=0, atol=1e-12
+        )
+    assert (together @ together.T).triu(1).abs().max() < 0.999 * 1.5**2  # they started apart
 
 
 def test_in_a_model_a_batch_of_vectors_is_each_alone_and_chunks_do_not_matter():
@@ -104,8 +131,9 @@ def test_in_a_model_a_batch_of_vectors_is_each_alone_and_chunks_do_not_matter():
     torch.testing.assert_close(
         find_vectors(pieces, 16, Search(n_vectors=3, **search), dtype=torch.float64), together, rtol=0, atol=1e-6
     )
-    alone = find_vectors(whole, 16, Search(n_vectors=1, **search), dtype=torch.float64)
-    torch.testing.assert_close(alone, together[:1], rtol=0, atol=1e-6)
+    for i in range(3):
+        alone = find_vectors(whole, 16, Search(n_vectors=1, first=i, **search), dtype=torch.float64)
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-6)
 
 
 def test_small_perturbations_of_a_model_give_the_singular_vectors_of_its_jacobian():
@@ -214,6 +242,41 @@ def test_wrong_searches_are_refused():
         find_vectors(lambda theta: (theta * 0).sum(dim=1), 4, Search())
     with pytest.raises(ValueError, match="radius must be positive"):
         elicit(lm, ["w1 w2"], "0.mlp_out", "1.mlp_out", radius=float("nan") * unit(1, 0)[0].item())
+
+
+def test_what_cannot_be_compared_is_refused_before_the_search():
+    lm, place = tiny_model("llama"), ("0.mlp_out", "1.resid_post")
+    narrow, other = tied_dictionary(d=8), tied_dictionary()
+    other.model = "other"
+    for named, error, said in (
+        ({"dictionary": narrow}, ValueError, "dictionary has width 8, activations at 0.mlp_out have 16"),
+        ({"dictionary": other}, DataError, "made for model other, got llama"),
+        ({"known": {"r": torch.ones(8)}}, ValueError, "width 8, activations at 0.mlp_out of llama have 16"),
+        ({"known": {"r": Direction(torch.ones(16), None, "other")}}, DataError, "found in other"),
+    ):
+        with pytest.raises(error, match=said):
+            elicit(lm, ["w1 w2"], *place, Search(steps=10**9), radius=1.0, **named)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "said"),
+    [
+        (("--radius", "0"), 2, "radius must be positive"),
+        (("--source", "3.resid_post", "--target", "1.resid_post"), 2, "target must be computed after the source"),
+        (("--source", "9.resid_post"), 1, "no site 9.resid_post"),
+        (("--dictionary", "NARROW"), 2, "width 64, activations at 1.resid_post have 128"),
+    ],
+)
+def test_the_command_refuses_in_one_line_what_cannot_be_searched(wrong, code, said, tmp_path, capsys):
+    if "NARROW" in wrong:
+        TopK(16, k=4).build(64, torch.Generator().manual_seed(0)).save(tmp_path / "d")
+        wrong = ("--dictionary", str(tmp_path / "d"), "--radius", "1")
+    with pytest.raises(SystemExit) as end:
+        main(["elicit", "--prompt", "the cook sees", "--quiet", "--device", "cpu", *wrong])
+    assert end.value.code == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_the_command_searches_the_organism_and_says_what_it_found(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from intervention_models import tiny_dictionary, tiny_model, unit
+from intervention_models import tied_dictionary, tiny_dictionary, tiny_model, unit
 from models.tiny_models import KeepFloat64, count_hooks, texts
 
 from sparsight.errors import DataError, ModelError
@@ -53,6 +53,11 @@ def test_a_subspace_is_ablated_whatever_basis_names_it():
     torch.testing.assert_close(first, second, rtol=0, atol=1e-13)
     kept = project(lm, [a, b], [POST])[POST](x)
     torch.testing.assert_close(first + kept, x, rtol=0, atol=1e-13)
+    point = unit(16, 27)
+    about = project(lm, [a, b], [POST], about=point)[POST](x)
+    both = ablate_direction(lm, [a, b], [POST])[POST]
+    torch.testing.assert_close(both(about), both(point.expand_as(x)), rtol=0, atol=1e-13)
+    torch.testing.assert_close(about - both(about), kept, rtol=0, atol=1e-13)
 
 
 def test_ablation_towards_a_point_gives_its_coordinates():
@@ -84,6 +89,10 @@ def test_swapping_the_span_and_then_the_rest_is_replacing():
     both = swap_coordinates(lm, r, POST, source) + swap_coordinates(lm, r, POST, source, rest=True)
     torch.testing.assert_close(both[POST](x), source, rtol=0, atol=1e-13)
     assert torch.equal(replace(lm, POST, source)[POST](x), source)
+    short = replace(lm, POST, source[:, :2])[POST](x)
+    assert torch.equal(short, torch.cat([source[:, :2], x[:, 2:]], dim=1))
+    one_each = replace(lm, POST, source[:, 0], where=[0, 2])[POST](x)
+    assert torch.equal(one_each, torch.stack([source[:, 0], x[:, 1], source[:, 0]], dim=1))
 
 
 def test_replacing_by_the_run_of_other_text_gives_what_that_text_gives():
@@ -130,18 +139,27 @@ def test_a_clamp_is_decoding_with_the_new_value_and_adding_the_error():
         ({"scale": -3}, -3 * f),
         ({"add": 0.7}, f + 0.7),
         ({"at_least": 0.2, "at_most": 0.4}, f.clamp(0.2, 0.4)),
+        ({"at_least": 0.3}, f.clamp_min(0.3)),
+        ({"at_most": 0.1}, f.clamp_max(0.1)),
     ):
         changed = code.clone()
         changed[:, 3] = wanted
         expected = changed @ dictionary.atoms + dictionary.b_dec + error
         edited = clamp(dictionary, 3, **how, lm=lm)[POST](x).flatten(0, 1)
         torch.testing.assert_close(edited, expected, rtol=0, atol=1e-13)
+    several = code.clone()
+    several[:, [3, 8]] = 2.0
+    edited = clamp(dictionary, [3, 8], to=2.0)[POST](x).flatten(0, 1)
+    torch.testing.assert_close(edited, several @ dictionary.atoms + dictionary.b_dec + error, rtol=0, atol=1e-13)
 
 
 def test_a_latent_set_to_its_own_value_changes_no_bit_and_clamps_commute():
     dictionary = tiny_dictionary()
     x = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(18))
     assert torch.equal(clamp(dictionary, 3, scale=1.0)[POST](x), x)
+    one = x[:1, :1]
+    value = float(latent_values(dictionary.encode(one[0]), [3])[0, 0])
+    assert torch.equal(clamp(dictionary, 3, to=value)[POST](one), one)
     one, other = clamp(dictionary, 3, add=1.0), clamp(dictionary, 8, add=2.0)
     torch.testing.assert_close((one + other)[POST](x), (other + one)[POST](x), rtol=0, atol=1e-13)
 
@@ -154,6 +172,19 @@ def test_a_conditional_clamp_acts_only_where_its_latent_fires():
     edited = clamp(dictionary, 3, to=4.0, only_where=8)[POST](x)
     assert torch.equal(edited[~fires], x[~fires])
     assert not torch.equal(edited[fires], x[fires])
+
+
+def test_ablating_a_latent_is_ablating_its_direction_only_where_the_encoder_reads_the_projection():
+    """Orthonormal atoms that are their own encoder: `f_j = d_j^T x` where that is positive, and 0 elsewhere."""
+    lm, dictionary = tiny_model("llama"), tied_dictionary()
+    x = torch.randn(1, 9, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(26))
+    atom = dictionary.atoms[5].detach()
+    latent, direction = clamp(dictionary, 5, to=0.0)[POST](x), ablate_direction(lm, atom, [POST])[POST](x)
+    positive = x @ atom > 0
+    assert 0 < int(positive.sum()) < 9
+    torch.testing.assert_close(latent[positive], direction[positive], rtol=0, atol=1e-13)
+    assert torch.equal(latent[~positive], x[~positive])
+    assert (latent - direction)[~positive].norm(dim=-1).min() > 1e-3
 
 
 def test_edits_go_one_after_the_other_in_the_order_they_are_added():
@@ -256,6 +287,14 @@ def test_wrong_directions_are_refused_with_a_remedy():
         ablate_direction(lm, [torch.ones(16), 2 * torch.ones(16)])
     with pytest.raises(ModelError, match="no site"):
         add_direction(lm, torch.ones(16), "7.resid_post")
+    with pytest.raises(ValueError, match="at least one direction"):
+        ablate_direction(lm, [])
+    with pytest.raises(ValueError, match="towards must be an activation of width 16"):
+        ablate_direction(lm, torch.ones(16), towards=torch.ones(8))
+    with pytest.raises(ValueError, match=r"source must be \[b, t, 16\] or \[b, 16\], got \[2, 8\]"):
+        replace(lm, POST, torch.ones(2, 8))
+    with pytest.raises(ValueError, match="source is for 2 rows, the batch has 1"):
+        lm.logits(lm.tokenize("w1"), edits=replace(lm, POST, torch.ones(2, 16)))
 
 
 def test_wrong_positions_and_latents_are_refused():
@@ -279,6 +318,12 @@ def test_wrong_positions_and_latents_are_refused():
             clamp(dictionary, **wrong)
     with pytest.raises(ValueError, match="width 16"):
         clamp(dictionary, 1, to=1.0, site=Site(0, "mlp_act"), lm=lm)
+    other = tied_dictionary()
+    other.model = "other"
+    with pytest.raises(DataError, match="made for model other, got llama"):
+        clamp(other, 1, to=1.0, lm=lm)
+    with pytest.raises(ValueError, match="beyond the 3 tokens"):
+        lm.generate(tokens, max_new_tokens=2, edits=clamp(dictionary, 1, to=1.0, where=[1, 5]))
 
 
 def test_an_edit_that_makes_nan_is_named_with_its_site_and_its_step():

@@ -16,6 +16,7 @@ from sparsight.intervention.adversarial import (
     success,
     whitening,
 )
+from sparsight.intervention.adversarial.examples import perturb, perturbed
 from sparsight.models import Site
 
 POST = Site(0, "resid_post")
@@ -147,6 +148,45 @@ def test_retention_holds_the_copy_to_the_model_given_by_its_divergence():
     assert held < 0.2 * free
 
 
+def test_the_adversary_raises_the_right_answer_s_loss_or_lowers_the_wanted_one_s():
+    """To first order by `e |g|`, `g` the gradient of that loss at each perturbed token."""
+    lm = tiny_model("llama")
+    right = Answers.of(lm, ["w1 w2", "w3"], ["w4 w5", "w6"])
+    wanted = Answers.of(lm, ["w1 w2", "w3"], ["w7", "w8"])  # shorter: padding behind the answers differs
+    ball = Ball(1e-4)
+    for targeted, answers, sign in ((None, right, 1), (wanted, wanted, -1)):
+        delta = perturb(lm, right, POST, ball, Attack(steps=1), targeted)
+        assert delta.shape[:2] == right.tokens.ids.shape
+        assert (delta[~right.prompt] == 0).all()
+        at = torch.zeros(*answers.tokens.ids.shape, 16, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(answers.loss(lm, perturbed(POST, at)).sum(), at)
+        gain = 1e-4 * (gradient.norm(dim=2) * answers.prompt).sum(dim=1)
+        moved = answers.loss(lm, perturbed(POST, delta[:, : at.shape[1]])) - answers.loss(lm)
+        torch.testing.assert_close(moved, sign * gain, rtol=2e-2, atol=0)
+
+
+def test_success_without_a_budget_is_what_the_model_does_anyhow():
+    lm = tiny_model("llama")
+    prompts = ["w1 w2", "w3"]
+    own, other = [], []
+    for row in lm.generate(lm.tokenize(prompts), max_new_tokens=1).ids.tolist():
+        own.append(lm.tokens_to_strings(torch.tensor([i for i in row if i != lm.tokenizer.pad_token_id][-1:]))[0])
+        other.append("w5" if own[-1] != "w5" else "w6")
+    said, unsaid = Answers.of(lm, prompts, own), Answers.of(lm, prompts, other)
+    assert success(lm, said, unsaid, POST, Ball(0)) == 0
+    assert success(lm, unsaid, said, POST, Ball(0)) == 1
+
+
+def test_a_larger_ball_holds_a_larger_loss():
+    x, _, _, allowed = _linear()
+
+    def loss(delta):
+        return torch.tanh(x + delta).sum(dim=(1, 2))
+
+    gains = torch.stack([attack(loss, x, allowed, Ball(r), Attack(steps=20)).loss for r in (0.1, 0.2, 0.4, 0.8)])
+    assert (gains.diff(dim=0) > 0).all()
+
+
 def test_an_adversary_of_named_latents_stays_in_their_span():
     dictionary = tiny_dictionary()
     basis = span_of_latents(dictionary, [2, 7])
@@ -161,6 +201,8 @@ def test_wrong_attacks_are_refused():
     x, _, loss, allowed = _linear()
     with pytest.raises(ValueError, match="radius"):
         Ball(-1)
+    with pytest.raises(ValueError, match="axes have width 4, the activations have 5"):
+        attack(loss, x, allowed, Ball(1, axes=torch.ones(2, 4, dtype=torch.float64)))
     with pytest.raises(DataError, match="no token"):
         attack(loss, x, ~allowed, Ball(1))
     with pytest.raises(DataError, match="not finite at step 0"):

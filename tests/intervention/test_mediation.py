@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from intervention_models import unit
+from intervention_models import tiny_model, unit
 
-from sparsight.errors import UndefinedMetric
-from sparsight.intervention import mediation
+from sparsight.errors import DataError, UndefinedMetric
+from sparsight.intervention import Direction, ModelReadout, NextToken, behaviour_scores, mediation
 from sparsight.intervention.mediation import explicit_or_tacit, fraction_mediated
 from sparsight.intervention.mediation.measure import draw_pairs
 
@@ -73,6 +73,7 @@ def test_a_planted_mediator_passes_every_test():
     assert found.test("dose-response").value == 1.0
     assert found.test("not dormant").value == pytest.approx(1.0, abs=1e-6)
     assert found.dimensions == [pytest.approx(1.0)]
+    assert found.test("on the manifold").value < 1
     table = found.to_table()
     assert all(test.name in table.split("mediated fraction by dimension")[0] for test in found.tests)
 
@@ -128,7 +129,64 @@ def test_a_sum_of_what_varies_unread_and_what_is_read_unvarying_is_an_illusion()
     assert found.test("interchange").value > 0.5
     assert found.test("not dormant").value < 0.05
     assert not found.test("not dormant").passed
+    assert found.test("on the manifold").value > 10  # where nothing varied, six stand now
     assert found.verdict == "does not mediate"
+
+
+def test_two_mediators_that_add_up_carry_their_shares_of_every_test():
+    """`y = r1.x + 2 r2.x`, both equal to the class: one third of the behaviour goes through the first of them."""
+    label, noise, _ = _inputs()
+    r1, r2 = _axes()[:2]
+    sign = (2.0 * label - 1)[:, None]
+    x = noise - (noise @ r1)[:, None] * r1 - (noise @ r2)[:, None] * r2 + sign * (r1 + r2)
+    readout = Planted(x, lambda x, _: x @ r1 + 2 * (x @ r2), noise)
+    for direction, share in ((r1, 1 / 3), (r2, 2 / 3), (r1 + r2, 1.0)):
+        found = mediation(readout, label, direction, n_pairs=60, n_random=40)
+        for name in ("necessity", "sufficiency", "interchange"):
+            # Along r1 + r2 a change of c moves y by 3 c / 2 for each unit of either: all of the gap.
+            assert found.test(name).value == pytest.approx(share, abs=1e-9), name
+        assert found.test("complement").value == pytest.approx(1 - share, abs=1e-9)
+    zero = mediation(readout, label, r1, n_pairs=60, n_random=20).test("necessity, to zero").value
+    assert zero == pytest.approx(1 / 6, abs=1e-9)  # from 1 to 0 where the gap is from 1 to -1
+
+
+def test_a_behaviour_that_does_not_rise_with_every_dose_is_said():
+    """`c + sin(pi c)` at -1, -1/2, 0, 1/2, 1 is -1, -3/2, 0, 3/2, 1: two of four steps rise."""
+    readout, label, r = _mediator()
+    bent = Planted(readout.x, lambda x, _: x @ r + torch.sin(torch.pi * (x @ r)), readout.inputs)
+    found = mediation(bent, label, r, n_pairs=60, n_random=20)
+    assert found.test("dose-response").value == 0.5
+    assert found.verdict == "mediates in part"
+
+
+def test_what_does_not_fit_a_readout_is_refused():
+    readout, label, r = _mediator()
+    for wrong, said in (
+        (torch.zeros(D), "zero"),
+        (torch.ones(5), "width 5, the activations have 12"),
+        ([], "at least one direction"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            mediation(readout, label, wrong)
+    with pytest.raises(ValueError, match="one label for each input, got 3 for 400"):
+        mediation(readout, label[:3], r)
+    lm = tiny_model("llama")
+    model = ModelReadout(lm, lm.tokenize(["w1", "w2"]), "0.resid_post", NextToken((7,)))
+    with pytest.raises(DataError, match="found in other, got model llama"):
+        mediation(model, torch.tensor([0, 1]), Direction(torch.ones(16), model.site, "other"))
+
+
+def test_a_model_is_read_and_written_at_its_last_token():
+    """At the last block's output the head alone follows: a swap of everything is the source's behaviour."""
+    lm = tiny_model("llama")
+    tokens = lm.tokenize(["w1 w2 w3", "w4", "w5 w6"])
+    behaviour = NextToken((7,), (9,))
+    readout = ModelReadout(lm, tokens, "1.resid_post", behaviour)
+    clean, rows = behaviour_scores(lm, tokens, behaviour), torch.arange(3)
+    with torch.no_grad():
+        torch.testing.assert_close(readout.score(readout.x, rows), clean, rtol=0, atol=1e-10)
+        turned = readout.score(readout.x.flip(0), rows)
+    torch.testing.assert_close(turned, clean.flip(0), rtol=0, atol=1e-10)
 
 
 def test_specificity_is_held_against_the_most_allowed():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from intervention_models import tiny_dictionary, tiny_model, unit
+from intervention_models import tied_dictionary, tiny_dictionary, tiny_model, unit
 from models.tiny_models import texts
 
 from sparsight.cli.app import main
@@ -18,6 +18,7 @@ from sparsight.intervention import (
     difference_in_means,
     leace_direction,
     logistic_direction,
+    mean_kl,
     select_direction,
     steer,
     top_latents,
@@ -114,15 +115,62 @@ def test_selection_finds_the_layer_and_token_where_the_behaviour_was_planted():
     assert direction.site == Site.parse(chosen.site)
     assert chosen.ablated == min(c.ablated for c in kept)
     assert record.baseline_positive > record.baseline_negative
-    with pytest.raises(DataError, match="too divergent"):
-        select_direction(
-            lm,
-            *(lm.tokenize(part[:4]) for part in (positive, negative, positive, negative)),
-            behaviour,
-            sites=[Site(1, "resid_pre")],
-            n_tokens=1,
-            max_kl=-1,
-        )
+
+
+def test_each_published_filter_rejects_by_its_own_number_and_the_order_of_prompts_does_not_matter():
+    lm = tiny_model("llama")
+    parts = [[f"w{i} w{1 + j % 2}" for i in range(10 + 4 * j, 14 + 4 * j)] for j in range(4)]
+    behaviour = NextToken((7,), (9,))
+
+    def selected(order=slice(None), **filters):
+        prompts = [lm.tokenize(part[order]) for part in parts]
+        free = {"max_depth": 1, "max_kl": 1e9, "least_induced": -1e9}
+        return select_direction(lm, *prompts, behaviour, n_tokens=1, **free | filters)
+
+    direction, free = selected()
+    assert [c.rejected for c in free.candidates] == ["", ""]
+    turned, again = selected(slice(None, None, -1))
+    assert again.chosen == free.chosen
+    torch.testing.assert_close(turned.vector, direction.vector, rtol=0, atol=1e-12)
+    # Before the second of two blocks the depth is one half, and at the bound a site is out.
+    assert [c.rejected for c in selected(max_depth=0.5)[1].candidates] == ["", "too deep"]
+    for name, bound, reason, sign in (
+        ("max_kl", "kl", "too divergent", 1),
+        ("least_induced", "induced", "does not induce", -1),
+    ):
+        values = [getattr(c, bound) for c in free.candidates]
+        between = sum(values) / 2
+        assert abs(values[0] - values[1]) > 1e-6
+        found = selected(**{name: between})[1].candidates
+        assert [c.rejected for c in found] == [reason if sign * (v - between) > 0 else "" for v in values]
+    with pytest.raises(DataError, match="2 too divergent"):
+        selected(max_kl=-1)
+
+
+def test_steering_a_latent_that_reads_its_projection_moves_no_other_and_is_read_again():
+    """Orthonormal atoms that are their own encoder: with `p` the projection, `max(p, 0)` becomes `c + min(p, 0)`."""
+    lm, dictionary = tiny_model("llama"), tied_dictionary()
+    neutral, site = texts(6, seed=5, shortest=4), Site(0, "resid_post")
+    score = words_score(["w1"])
+    (dose,) = steer(lm, dictionary, ["w1"], neutral, score, [2.0], latent=5, max_new_tokens=2).doses
+    tokens = lm.tokenize(neutral)
+    x = lm.activations(tokens, [site])[site][tokens.counted]
+    along = x @ dictionary.atoms[5].detach()
+    c = 2 * float(along.max())
+    assert dose.value == pytest.approx(c)
+    assert dose.moved == 0
+    assert dose.reencoded == pytest.approx(float((c + along.clamp_max(0)).clamp_min(0).mean()) / c)
+    size = (c - along.clamp_min(0)).abs().mean()
+    assert dose.relative == pytest.approx(float(size / x.norm(dim=1).mean()))
+
+
+def test_the_divergence_is_that_of_the_clean_from_the_edited_distribution():
+    lm = tiny_model("llama")
+    tokens, edits = lm.tokenize(["w1 w2 w3", "w4"]), add_direction(lm, 9 * unit(16, 3), Site(0, "resid_post"))
+    clean, edited = (lm.logits(tokens, edits=e).log_softmax(dim=-1) for e in (None, edits))
+    each = (clean.exp() * (clean - edited)).sum(dim=-1)
+    assert mean_kl(lm, tokens, edits) == pytest.approx(float(each[tokens.mask].mean()))
+    assert mean_kl(lm, tokens, edits, last_only=True) == pytest.approx(float((each[0, 3] + each[1, 1]) / 2))
 
 
 def test_adding_moves_one_mean_to_the_other_at_the_last_site():
@@ -143,7 +191,9 @@ def test_steering_at_strength_zero_of_a_direction_is_the_model_itself():
     found = steer(lm, direction, ["w1 w2", "w3"], neutral, words_score(words), [0.0, 50.0], max_new_tokens=5)
     off, on = found.doses
     assert (off.relative, off.kl, off.loss_added) == (0, 0, 0)
-    assert on.relative > 1
+    tokens = lm.tokenize(neutral)
+    x = lm.activations(tokens, [direction.site])[direction.site][tokens.counted]
+    assert on.relative == pytest.approx(50 * direction.norm / float(x.norm(dim=1).mean()))
     assert on.kl > 0.01
     assert on.loss == pytest.approx(
         float(lm.loss(lm.tokenize(neutral), edits=add_direction(lm, direction, strength=50.0)))
@@ -199,6 +249,32 @@ def test_the_command_steers_the_organism(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["doses"][0]["strength"] == 1
     assert found["steered"] == "latent 1"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "said"),
+    [
+        ({"latent": "16"}, 2, "latents must be in [0, 16), got [16]"),
+        ({"strength": "nan"}, 2, "values of latents must be finite"),
+        ({"model": "organism-backdoored"}, 1, "made for model organism, got organism-backdoored"),
+        ({"width": 64}, 2, "width 64, activations at 2.resid_post have 128"),
+    ],
+)
+def test_the_command_refuses_in_one_line_what_does_not_fit(wrong, code, said, tmp_path, capsys):
+    dictionary = TopK(16, k=4).build(wrong.get("width", 128), torch.Generator().manual_seed(0))
+    dictionary.site, dictionary.model = Site(2, "resid_post"), "organism"
+    dictionary.save(tmp_path / "d")
+    (tmp_path / "neutral.txt").write_text("the cook sees the fish .")
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                *("steer", str(tmp_path / "d"), "--latent", wrong.get("latent", "1"), "--prompt", "the", "--words", "a"),
+                *("--strength", wrong.get("strength", "1"), "--model", wrong.get("model", "organism")),
+                *("--text", str(tmp_path / "neutral.txt"), "--controls", "0", "--quiet", "--device", "cpu"),
+            ]
+        )
+    assert end.value.code == code
+    assert said in capsys.readouterr().err
 
 
 def test_scores_of_behaviour_use_the_last_real_token():

@@ -102,10 +102,12 @@ def orthonormal(directions: Direction | Tensor | Sequence[Direction | Tensor]) -
     Args:
         directions: One direction, several, or a matrix `[k, d]` whose rows they are.
     Raises:
-        ValueError: they are linearly dependent, so that the span has fewer dimensions than directions.
+        ValueError: there is none, or they are linearly dependent, so that the span has fewer dimensions than directions.
     """
     if isinstance(directions, Direction) or (isinstance(directions, Tensor) and directions.dim() == 1):
         rows = as_direction(directions).unit.double().unsqueeze(0)
+    elif len(directions) == 0:
+        raise ValueError("expected at least one direction, got none")
     else:
         rows = torch.stack([as_direction(one).unit.double() for one in directions])
     _, singular, right = torch.linalg.svd(rows, full_matrices=False)

@@ -114,12 +114,23 @@ def _check(
 def _place(dictionary: AbstractDictionary, site: Site | str | None, lm: LanguageModel | None) -> Site:
     if dictionary.places or dictionary.d_in != dictionary.d_out:
         raise DataError("latents are clamped with a dictionary that reads and writes one site; this one does not")
-    if lm is not None and dictionary.model is not None and not same_model(dictionary.model, lm.name):
-        raise DataError(f"the dictionary was made for model {dictionary.model}, got {lm.name}; load its own")
     if site is None and dictionary.site is None:
         raise ValueError("the dictionary does not name its site; pass site=, such as '2.resid_post'")
     place = Site.parse(site) if site is not None else dictionary.site
     assert place is not None
-    if lm is not None and lm.width(place) != dictionary.d_in:
-        raise ValueError(f"the dictionary has width {dictionary.d_in}, activations at {place} have {lm.width(place)}")
+    if lm is not None:
+        check_made_for(dictionary, lm, place)
     return place
+
+
+def check_made_for(dictionary: AbstractDictionary, lm: LanguageModel, site: Site) -> None:
+    """Refuse a dictionary whose atoms are no directions of a model's site.
+
+    Raises:
+        DataError: it is of another model.
+        ValueError: its atoms have another width.
+    """
+    if dictionary.model is not None and not same_model(dictionary.model, lm.name):
+        raise DataError(f"the dictionary was made for model {dictionary.model}, got {lm.name}; load its own")
+    if (width := int(dictionary.atoms.shape[1])) != lm.width(site):
+        raise ValueError(f"the dictionary has width {width}, activations at {site} have {lm.width(site)}")

@@ -36,7 +36,13 @@ class Ball:
             raise ValueError(f"expected per token, example or universal, norm l2 or linf, got {self.per}, {self.norm}")
 
     def shape(self, x: Float[Tensor, "b t d"]) -> tuple[int, int, int]:
-        """Shape of `z` for activations."""
+        """Shape of `z` for activations.
+
+        Raises:
+            ValueError: the axes have another width.
+        """
+        if self.axes is not None and self.axes.shape[1] != x.shape[2]:
+            raise ValueError(f"the axes have width {self.axes.shape[1]}, the activations have {x.shape[2]}")
         k = x.shape[2] if self.axes is None else self.axes.shape[0]
         return (1, 1, k) if self.per == "universal" else (x.shape[0], x.shape[1], k)
 

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
 from sparsight.errors import UndefinedMetric
 from sparsight.intervention.elicit.perturbation import Perturbations, Vectors
 from sparsight.intervention.elicit.reach import Reach
@@ -31,12 +29,10 @@ def find_radius(
         shares: Radii over the mean norm of the source's activations; twelve from 0.03 to 3 when None.
         n_vectors, steps: Of each short search.
     """
-    with torch.no_grad():
-        x = reach.lm.activations(reach.tokens, [reach.source])[reach.source][reach.tokens.counted]
-    norm = float(x.norm(dim=1).mean())
+    norm = reach.mean_norm()
 
     def vectors(search: Search) -> Perturbations:
-        return Vectors(find_vectors(reach, reach.d, search, dtype=x.dtype))
+        return Vectors(find_vectors(reach, reach.d, search, dtype=reach.unperturbed.dtype))
 
     grid = [0.03 * 100 ** (i / 11) for i in range(12)] if shares is None else list(shares)
     points = []

@@ -97,6 +97,12 @@ class Reach:
         """Width of perturbations."""
         return self.lm.width(self.source)
 
+    @torch.no_grad()
+    def mean_norm(self) -> float:
+        """Mean norm of the source's activations, special tokens left out: what radii are held against."""
+        x = self.lm.activations(self.tokens, [self.source])[self.source][self.tokens.counted]
+        return float(x.norm(dim=1).mean())
+
     def edit(self, what: Tensor | Perturbations) -> Callable[[Tensor], Tensor]:
         """Adds perturbation `i` to the `i`-th block of rows, at every token but special ones and padding."""
         return partial(_perturbed, _as_perturbations(what), self.tokens.counted)

@@ -1,7 +1,7 @@
 """The whole search: radius, vectors, what they make the model say, and what they lie close to."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparsight.dictionaries import AbstractDictionary
-from sparsight.intervention.direction import Direction
+from sparsight.intervention.direction import Direction, fitting
 from sparsight.intervention.elicit.clusters import cluster_completions
 from sparsight.intervention.elicit.perturbation import Adapters, Perturbations, Vectors
 from sparsight.intervention.elicit.radius import find_radius, knee
 from sparsight.intervention.elicit.reach import Power, Reach
 from sparsight.intervention.elicit.record import Elicited, FoundVector, Near
 from sparsight.intervention.elicit.search import Search, find_adapters, find_vectors
+from sparsight.intervention.latent_edits import check_made_for
 from sparsight.models import LanguageModel, Site
 
 VECTORS_FILE, ADAPTERS_FILE, RECORD_FILE = "vectors.safetensors", "adapters.safetensors", "elicited.json"
@@ -53,7 +54,7 @@ def elicit(
         p, q: Exponents.
         last: Count only so many of the last tokens of each prompt.
         max_new_tokens: Length of the completions.
-        dictionary: To name the atoms that lie closest, where its site has the source's width.
+        dictionary: To name the atoms that lie closest; of this model and of the source's width.
         known: Directions to compare with, by name.
         out: Folder for the record and the vectors, if they are to be kept.
         progress: Show bars on stderr.
@@ -61,15 +62,16 @@ def elicit(
         The record, its vectors ranked, and the vectors themselves by number.
     Raises:
         ValueError: the target is not behind the source, a radius is not positive, or widths differ.
-        DataError: the search left what is finite.
+        DataError: the search left what is finite, or the dictionary or a known direction is of another model.
         UndefinedMetric: no radius was given and there is no knee.
     """
     reach = Reach(lm, lm.tokenize(list(prompts)), source, target, power=Power(p, q), last=last)
+    asked = _Asked(reach, prompts, max_new_tokens, dictionary, known or {})
 
     def find(settings: Search) -> Vectors:
         return Vectors(find_vectors(reach, reach.d, settings, dtype=reach.unperturbed.dtype, progress=progress))
 
-    record, found = _searched(reach, search or Search(), find, radius, prompts, max_new_tokens, dictionary, known)
+    record, found = _searched(asked, search or Search(), find, radius)
     if out is not None:
         _write(Path(out), record, VECTORS_FILE, {"vectors": found.theta})
     return record, found.theta
@@ -108,51 +110,58 @@ def elicit_adapters(
         ValueError, DataError, UndefinedMetric: as `elicit` and `find_adapters`.
     """
     reach = Reach(lm, lm.tokenize(list(prompts)), source, target, power=Power(p, q), last=last)
+    asked = _Asked(reach, prompts, max_new_tokens, dictionary, known or {})
 
     def find(settings: Search) -> Adapters:
         return find_adapters(reach, settings, rank=rank, progress=progress)
 
-    record, found = _searched(reach, search or Search(), find, radius, prompts, max_new_tokens, dictionary, known, rank)
+    record, found = _searched(asked, search or Search(), find, radius, rank)
     if out is not None:
         _write(Path(out), record, ADAPTERS_FILE, {"read": found.read, "write": found.write})
     return record, found
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Where a search is made, and what is to be said of what it finds.
+
+    Raises:
+        ValueError, DataError: an atom or a known direction is no direction of the source.
+    """
+
+    reach: Reach
+    prompts: Sequence[str]
+    max_new_tokens: int
+    dictionary: AbstractDictionary | None
+    known: Mapping[str, Direction | Tensor]
+
+    def __post_init__(self) -> None:
+        if self.dictionary is not None:
+            check_made_for(self.dictionary, self.reach.lm, self.reach.source)
+        for direction in self.known.values():
+            fitting(direction, self.reach.lm, [self.reach.source])
+
+
 def _searched(
-    reach: Reach,
-    search: Search,
-    find: Callable[[Search], Found],
-    radius: float | int | None,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    dictionary: AbstractDictionary | None,
-    known: Mapping[str, Direction | Tensor] | None,
-    rank: int = 0,
+    asked: _Asked, search: Search, find: Callable[[Search], Found], radius: float | int | None, rank: int = 0
 ) -> tuple[Elicited, Found]:
     """The radius, what is found at it, and what that does."""
-    points = []
+    reach, points = asked.reach, []
     if radius is None:
         points = find_radius(reach, search, find=find)
         radius = knee(points).radius
     settings = replace(search, radius=float(radius))
     found = find(settings)
-    with torch.no_grad():
-        x = reach.lm.activations(reach.tokens, [reach.source])[reach.source][reach.tokens.counted]
-    vectors, own = _described(reach, found, settings.seed, max_new_tokens, dictionary, known or {})
+    vectors, own = _described(asked, found, settings.seed)
+    told = {"p": reach.power.p, "q": reach.power.q, "max_new_tokens": asked.max_new_tokens, "adapter_rank": rank}
     record = Elicited(
         model=reach.lm.name,
         source=str(reach.source),
         target=str(reach.target),
-        prompts=list(prompts),
-        settings={
-            **asdict(settings),
-            "p": reach.power.p,
-            "q": reach.power.q,
-            "max_new_tokens": max_new_tokens,
-            "adapter_rank": rank,
-        },
+        prompts=list(asked.prompts),
+        settings={**asdict(settings), **told},
         radius=settings.radius,
-        relative=settings.radius / float(x.norm(dim=1).mean()),
+        relative=settings.radius / reach.mean_norm(),
         radii=points,
         unperturbed=own,
         vectors=vectors,
@@ -194,17 +203,11 @@ class _WhileWriting:
         return x + added * (positions.to(x.device) > 0).unsqueeze(-1) if self._first else x + added
 
 
-def _described(
-    reach: Reach,
-    what: Perturbations,
-    seed: int,
-    max_new_tokens: int,
-    dictionary: AbstractDictionary | None,
-    known: Mapping[str, Direction | Tensor],
-) -> tuple[list[FoundVector], list[str]]:
+def _described(asked: _Asked, what: Perturbations, seed: int) -> tuple[list[FoundVector], list[str]]:
     """Every perturbation with what it does, ranked; and what the model goes on with by itself."""
-    said = completions_under(reach, what, max_new_tokens)
-    own = completions_under(reach, torch.zeros(1, reach.d), max_new_tokens)[0]
+    reach = asked.reach
+    said = completions_under(reach, what, asked.max_new_tokens)
+    own = completions_under(reach, torch.zeros(1, reach.d), asked.max_new_tokens)[0]
     kinds = cluster_completions(said)
     with torch.no_grad():
         objective = reach(what)
@@ -220,8 +223,8 @@ def _described(
             cluster=kinds[i],
             same=sum(a == b for a, b in zip(said[i], own, strict=True)) / len(own),
             completions=_texts(reach.lm, said[i]),
-            atoms=_nearest_atoms(written[i], dictionary),
-            known=_nearest_known(written[i], known),
+            atoms=_nearest_atoms(written[i], asked.dictionary),
+            known=_nearest_known(written[i], asked.known),
             nearest=float(others[i]),
         )
         for i in range(len(what))
@@ -239,8 +242,6 @@ def _nearest_atoms(written: Float[Tensor, "r d"], dictionary: AbstractDictionary
     if dictionary is None:
         return []
     atoms = dictionary.atoms.detach().double().cpu()
-    if atoms.shape[1] != written.shape[1]:
-        raise ValueError(f"the dictionary has width {atoms.shape[1]}, the vectors have {written.shape[1]}")
     cosines = _largest(atoms @ written.cpu().T)
     best = cosines.abs().topk(min(n, len(cosines))).indices.tolist()
     return [Near(name=str(i), cosine=float(cosines[i])) for i in best]

@@ -32,6 +32,7 @@ class Search:
             independent starts.
         lr: Largest angle of a step of "adam", in radians; it falls to zero along half a cosine.
         seed: Of the starts; vector `i` starts from the same point however many there are.
+        first: Number of the first start: with 16, others are found than by a search for 16 before it.
     """
 
     n_vectors: int = 16
@@ -41,10 +42,14 @@ class Search:
     orthogonal: bool = False
     lr: float | int = 0.1
     seed: int = 0
+    first: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_vectors < 1 or self.steps < 1:
-            raise ValueError(f"expected n_vectors and steps of at least 1, got {self.n_vectors} and {self.steps}")
+        if self.n_vectors < 1 or self.steps < 1 or self.first < 0:
+            raise ValueError(
+                f"expected n_vectors and steps of at least 1, and first of at least 0, got {self.n_vectors}, "
+                f"{self.steps} and {self.first}"
+            )
         if not 0 < self.radius < float("inf"):
             raise ValueError(f"radius must be positive (at 0 there is no gradient), got {self.radius}")
         if self.method not in ("adam", "power"):
@@ -76,7 +81,8 @@ def find_vectors(
     """
     if search.orthogonal and search.n_vectors > d:
         raise ValueError(f"at most {d} vectors of width {d} are orthogonal, got n_vectors={search.n_vectors}")
-    starts = torch.stack([_start(d, search.seed, i) for i in range(search.n_vectors)]).to(dtype)
+    numbers = range(search.first, search.first + search.n_vectors)
+    starts = torch.stack([_start(d, search.seed, number) for number in numbers]).to(dtype)
     groups = [starts[i : i + 1] for i in range(len(starts))] if search.orthogonal else [starts]
     found = starts.new_zeros(0, d)
     with reported("searching", len(groups) * search.steps, shown=progress) as advance:
@@ -148,11 +154,9 @@ def first_singular_vectors(reach: Reach, n: int, *, steps: int = 30, seed: int =
 
     Power iteration at a radius of a thousandth of the mean norm at the source, one after another.
     """
-    with torch.no_grad():
-        x = reach.lm.activations(reach.tokens, [reach.source])[reach.source][reach.tokens.counted]
-    radius = 1e-3 * float(x.norm(dim=1).mean())
+    radius = 1e-3 * reach.mean_norm()
     search = Search(n_vectors=n, radius=radius, steps=steps, method="power", orthogonal=True, seed=seed)
-    found = find_vectors(reach, reach.d, search, dtype=x.dtype)
+    found = find_vectors(reach, reach.d, search, dtype=reach.unperturbed.dtype)
     return found / radius
 
 
@@ -180,5 +184,12 @@ def find_adapters(reach: Reach, search: Search, *, rank: int = 1, progress: bool
         # to a step whose length does not depend on it.
         return reach(adapters(rows)).repeat_interleave(2 * rank)
 
-    spheres = Search(n_vectors=2 * rank * search.n_vectors, steps=search.steps, lr=search.lr, seed=search.seed)
+    each = 2 * rank
+    spheres = Search(
+        n_vectors=each * search.n_vectors,
+        steps=search.steps,
+        lr=search.lr,
+        seed=search.seed,
+        first=each * search.first,
+    )
     return adapters(find_vectors(objective, d, spheres, dtype=reach.unperturbed.dtype, progress=progress))

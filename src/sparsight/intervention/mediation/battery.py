@@ -1,23 +1,23 @@
 """The battery: every test of mediation with its control, and what they say together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from sparsight.errors import UndefinedMetric
 from sparsight.intervention.direction import Direction, orthonormal
+from sparsight.intervention.direction_edits import Directions, span_of
 from sparsight.intervention.mediation import measure as m
-from sparsight.intervention.mediation.readout import Readout
+from sparsight.intervention.mediation.readout import ModelReadout, Readout
 from sparsight.intervention.mediation.record import ENOUGH, LITTLE, Mediation, MediationTest, Said
 
 
 def mediation(
     readout: Readout,
     labels: Int64[Tensor, " n"],
-    direction: Direction | Tensor | Sequence[Direction | Tensor],
+    direction: Directions,
     *,
     n_pairs: int = 200,
     n_random: int = 200,
@@ -34,7 +34,7 @@ def mediation(
     Args:
         readout: Inputs with activations, and their behaviour; `ModelReadout`, or anything of that shape.
         labels: 1 for inputs that should show the behaviour, 0 for others.
-        direction: One, or several whose span is meant. The first's sense is from 0 to 1.
+        direction: One, or several whose span is meant.
         n_pairs: Base and source pairs.
         n_random: Random subspaces.
         side_effect: From an edit of activations to what it costs elsewhere (relative loss, say); that of ablation is
@@ -43,10 +43,12 @@ def mediation(
         name: For the table.
         seed: Of pairs, random subspaces and resamples.
     Raises:
+        ValueError: a direction is zero or of another width, or there is not one label for each input.
+        DataError: a direction was found in another model.
         UndefinedMetric: a class is empty, or swapping everything does not move the behaviour.
     """
     x = readout.x.double()
-    basis = orthonormal(direction).to(x)
+    basis = _span(readout, labels, direction).to(x)
     pairs = m.draw_pairs(readout, labels, n_pairs, seed)
     randoms = random_subspaces(x, len(basis), n_random, seed + 1)
     fractions = torch.tensor([m.share_mediated(readout, pairs, r) for r in randoms], dtype=torch.float64)
@@ -103,6 +105,18 @@ def random_subspaces(x: Float[Tensor, "n d"], rank: int, n: int, seed: int) -> l
         rows = torch.randn(rank, len(centred), generator=generator, dtype=torch.float64) @ centred
         found.append(torch.linalg.qr(rows.T).Q.T.to(x.device))
     return found
+
+
+def _span(readout: Readout, labels: Tensor, direction: Directions) -> Float[Tensor, "k d"]:
+    """A basis of the directions, once they are known to fit."""
+    if len(labels) != len(readout.x):
+        raise ValueError(f"expected one label for each input, got {len(labels)} for {len(readout.x)}")
+    if isinstance(readout, ModelReadout):
+        return span_of(readout.lm, direction, [readout.site])[1]
+    basis = orthonormal(direction)
+    if basis.shape[1] != readout.x.shape[1]:
+        raise ValueError(f"the direction has width {basis.shape[1]}, the activations have {readout.x.shape[1]}")
+    return basis
 
 
 def _classes(labels: Int64[Tensor, " n"]) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " q"]]:
@@ -272,11 +286,8 @@ def _verdict(tests: list[MediationTest], inter: m.Effect, q95: float) -> Said:
     return "does not mediate"
 
 
-def _name(direction: Direction | Tensor | Sequence[Direction | Tensor]) -> str:
+def _name(direction: Directions) -> str:
     if isinstance(direction, Direction):
         return direction.name
-    if isinstance(direction, Tensor):
-        return "direction" if direction.dim() == 1 else f"{len(direction)} directions"
-    if not direction:
-        raise UndefinedMetric("no direction was given")
-    return f"{len(direction)} directions"
+    one = isinstance(direction, Tensor) and direction.dim() == 1
+    return "direction" if one else f"{len(direction)} directions"

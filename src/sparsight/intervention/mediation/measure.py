@@ -123,13 +123,6 @@ def ratio(part: Float64[Tensor, " n"], whole: Float64[Tensor, " n"], seed: int) 
     return Effect(value=found.value, low=found.low, high=found.high, n=len(part))
 
 
-def mean(values: Float64[Tensor, " n"], seed: int) -> Effect:
-    """A mean with its interval."""
-    sums = torch.stack([values, torch.ones_like(values)], dim=1)
-    found = bootstrap(sums, lambda s: s[..., 0] / s[..., 1], n_resamples=500, seed=seed)
-    return Effect(value=found.value, low=found.low, high=found.high, n=len(values))
-
-
 def edited_scores(
     readout: Readout, rows: Int64[Tensor, " n"], edit: Callable[[Tensor], Tensor]
 ) -> Float64[Tensor, " n"]:
