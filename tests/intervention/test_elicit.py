@@ -89,7 +89,7 @@ def test_the_norm_is_taken_over_the_width_and_not_over_tokens():
 
 
 def test_with_several_prompts_the_root_decides_between_their_sum_and_the_strongest():
-    """Prompts that gain a along one axis and b along the other: `q = 2` is largest at tangent b/a, `q = 1` at an axis."""
+    """One gains a along an axis, the other b along another: at `q = 2` tangent b/a is best, at `q = 1` an axis."""
     a, b = 1.0, 0.75
     gains = torch.diag(torch.tensor([a, b], dtype=torch.float64))[:, None, None]  # [prompts, 1, 1, d]
     counted = torch.ones(2, 1, dtype=torch.bool)
@@ -118,7 +118,7 @@ def test_a_batch_finds_what_each_vector_finds_alone():
         torch.testing.assert_close(
             found, find_vectors(objective(Power(4, 1)), 10, alone, dtype=torch.float64)[0], rtol=0, atol=1e-12
         )
-    assert (together @ together.T).triu(1).abs().max() < 0.999 * 1.5**2  # they started apart
+    assert torch.pdist(together).min() > 1e-2  # they started apart
 
 
 def test_in_a_model_a_batch_of_vectors_is_each_alone_and_chunks_do_not_matter():
@@ -250,8 +250,8 @@ def test_what_cannot_be_compared_is_refused_before_the_search():
     other.model = "other"
     for named, error, said in (
         ({"dictionary": narrow}, ValueError, "dictionary has width 8, activations at 0.mlp_out have 16"),
-        ({"dictionary": other}, DataError, "made for model other, got llama"),
-        ({"known": {"r": torch.ones(8)}}, ValueError, "width 8, activations at 0.mlp_out of llama have 16"),
+        ({"dictionary": other}, DataError, "made for model other"),
+        ({"known": {"r": torch.ones(8)}}, ValueError, "direction has width 8, activations at 0.mlp_out"),
         ({"known": {"r": Direction(torch.ones(16), None, "other")}}, DataError, "found in other"),
     ):
         with pytest.raises(error, match=said):

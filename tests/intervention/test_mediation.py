@@ -172,7 +172,7 @@ def test_what_does_not_fit_a_readout_is_refused():
         mediation(readout, label[:3], r)
     lm = tiny_model("llama")
     model = ModelReadout(lm, lm.tokenize(["w1", "w2"]), "0.resid_post", NextToken((7,)))
-    with pytest.raises(DataError, match="found in other, got model llama"):
+    with pytest.raises(DataError, match="found in other"):
         mediation(model, torch.tensor([0, 1]), Direction(torch.ones(16), model.site, "other"))
 
 

@@ -268,7 +268,16 @@ def test_the_command_refuses_in_one_line_what_does_not_fit(wrong, code, said, tm
     with pytest.raises(SystemExit) as end:
         main(
             [
-                *("steer", str(tmp_path / "d"), "--latent", wrong.get("latent", "1"), "--prompt", "the", "--words", "a"),
+                *(
+                    "steer",
+                    str(tmp_path / "d"),
+                    "--latent",
+                    wrong.get("latent", "1"),
+                    "--prompt",
+                    "the",
+                    "--words",
+                    "a",
+                ),
                 *("--strength", wrong.get("strength", "1"), "--model", wrong.get("model", "organism")),
                 *("--text", str(tmp_path / "neutral.txt"), "--controls", "0", "--quiet", "--device", "cpu"),
             ]

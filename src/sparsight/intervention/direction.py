@@ -102,7 +102,7 @@ def orthonormal(directions: Direction | Tensor | Sequence[Direction | Tensor]) -
     Args:
         directions: One direction, several, or a matrix `[k, d]` whose rows they are.
     Raises:
-        ValueError: there is none, or they are linearly dependent, so that the span has fewer dimensions than directions.
+        ValueError: there is none, or they are linearly dependent: their span has fewer dimensions than that.
     """
     if isinstance(directions, Direction) or (isinstance(directions, Tensor) and directions.dim() == 1):
         rows = as_direction(directions).unit.double().unsqueeze(0)
