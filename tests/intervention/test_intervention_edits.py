@@ -31,6 +31,8 @@ def test_after_ablation_nothing_is_left_along_the_direction_at_any_write():
     for name in FAMILIES:
         lm = tiny_model(name)
         tokens, r = lm.tokenize(texts(3, seed=0)), unit(16, 1)
+        writes = [Site(layer, kind) for layer in range(2) for kind in ("resid_pre", "attn_out", "mlp_out")]
+        assert set(writes) <= set(write_sites(lm))
         for site, x in lm.activations(tokens, write_sites(lm), edits=ablate_direction(lm, r)).items():
             assert (x[tokens.mask] @ r).abs().max() < 1e-12, (name, site)
 
@@ -186,6 +188,18 @@ def test_ablating_a_latent_is_ablating_its_direction_only_where_the_encoder_read
     torch.testing.assert_close(latent[positive], direction[positive], rtol=0, atol=1e-13)
     assert torch.equal(latent[~positive], x[~positive])
     assert (latent - direction)[~positive].norm(dim=-1).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("where", "meant"),
+    [(2, [2]), ([0, 3], [0, 3]), (slice(1, 3), [1, 2]), (slice(2, None), [2, 3]), (slice(None, 1), [0]), ("mask", [1])],
+)
+def test_only_the_positions_named_are_changed(where, meant):
+    lm, x = tiny_model("llama"), torch.zeros(1, 4, 16, dtype=torch.float64)
+    if where == "mask":
+        where = torch.tensor([[False, True, False, False]])
+    changed = add_direction(lm, unit(16, 28), POST, where=where)[POST](x)
+    assert changed[0].any(dim=1).nonzero().flatten().tolist() == meant
 
 
 def test_edits_go_one_after_the_other_in_the_order_they_are_added():
