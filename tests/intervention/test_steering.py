@@ -13,6 +13,7 @@ from sparsight.dictionaries import TopK
 from sparsight.errors import DataError, UndefinedMetric
 from sparsight.intervention import (
     NextToken,
+    ablate_direction,
     add_direction,
     behaviour_scores,
     difference_in_means,
@@ -21,6 +22,7 @@ from sparsight.intervention import (
     mean_kl,
     select_direction,
     steer,
+    steering,
     top_latents,
     words_score,
 )
@@ -60,6 +62,9 @@ def test_the_logistic_direction_is_a_stationary_point():
     turned = torch.linalg.qr(torch.stack([unit(4, i) for i in range(4)])).Q
     rotated = logistic_direction(positive @ turned, negative @ turned, penalty=0.1)
     torch.testing.assert_close(rotated.vector, found.vector @ turned, rtol=0, atol=1e-7)
+    # Under a penalty that outweighs all else the weights are the gradient at 0: the difference in means.
+    short = logistic_direction(positive, negative, penalty=1e6)
+    assert short.cosine(difference_in_means(positive, negative)) == pytest.approx(1, abs=1e-9)
 
 
 def test_equal_means_have_no_direction():
@@ -129,6 +134,11 @@ def test_each_published_filter_rejects_by_its_own_number_and_the_order_of_prompt
 
     direction, free = selected()
     assert [c.rejected for c in free.candidates] == ["", ""]
+    chosen, (positive, negative) = free.candidates[free.chosen], map(lm.tokenize, parts[2:])
+    ablation, addition = ablate_direction(lm, direction), add_direction(lm, direction)
+    assert chosen.ablated == pytest.approx(float(behaviour_scores(lm, positive, behaviour, ablation).mean()))
+    assert chosen.induced == pytest.approx(float(behaviour_scores(lm, negative, behaviour, addition).mean()))
+    assert chosen.kl == pytest.approx(mean_kl(lm, negative, ablation, last_only=True))
     turned, again = selected(slice(None, None, -1))
     assert again.chosen == free.chosen
     torch.testing.assert_close(turned.vector, direction.vector, rtol=0, atol=1e-12)
@@ -224,6 +234,23 @@ def test_a_clamped_latent_is_measured_in_its_largest_value():
         silent.b_enc[2] = -1e6
     with pytest.raises(UndefinedMetric, match="never active"):
         steer(lm, silent, ["w1"], ["w1 w2"], words_score(["w1"]), latent=2, site="0.resid_post")
+
+
+def test_random_directions_change_activations_by_as_much_as_what_they_are_held_against(monkeypatch):
+    lm, added = tiny_model("llama"), []
+
+    def spy(lm, direction, site, *, strength, where):
+        added.append(strength * float(direction.norm()))
+        return add_direction(lm, direction, site, strength=strength, where=where)
+
+    monkeypatch.setattr(steering, "add_direction", spy)
+    neutral = texts(4, seed=6, shortest=4)
+    found = steer(
+        *(lm, tiny_dictionary(), ["w1"], neutral, words_score(["w1"]), [2.0]), latent=3, max_new_tokens=1, n_controls=3
+    )
+    tokens, site = lm.tokenize(neutral), Site(0, "resid_post")
+    norm = float(lm.activations(tokens, [site])[site][tokens.counted].norm(dim=1).mean())
+    assert added == [pytest.approx(found.doses[0].relative * norm, rel=1e-5)] * 3
 
 
 def test_repetition_counts_pairs_that_came_before():
