@@ -8,7 +8,8 @@ from intervention_models import tiny_model, unit
 
 from sparsight.errors import DataError, UndefinedMetric
 from sparsight.intervention import Direction, ModelReadout, NextToken, behaviour_scores, mediation
-from sparsight.intervention.mediation import explicit_or_tacit, fraction_mediated
+from sparsight.intervention.mediation import Effect, MediationTest, explicit_or_tacit, fraction_mediated
+from sparsight.intervention.mediation.battery import random_subspaces
 from sparsight.intervention.mediation.measure import draw_pairs
 
 D = 12
@@ -74,6 +75,7 @@ def test_a_planted_mediator_passes_every_test():
     assert found.test("not dormant").value == pytest.approx(1.0, abs=1e-6)
     assert found.dimensions == [pytest.approx(1.0)]
     assert found.test("on the manifold").value < 1
+    assert found.test("shuffled labels").value < 0.8
     table = found.to_table()
     assert all(test.name in table.split("mediated fraction by dimension")[0] for test in found.tests)
 
@@ -105,6 +107,33 @@ def test_the_dimension_of_a_product_is_two():
     found = mediation(readout, label, r1, n_pairs=200, n_random=20)
     assert len(found.dimensions) == 2
     assert found.dimensions[1] > 0.95
+
+
+def test_dimensions_are_granted_one_after_another():
+    """Three factors that vary on their own and add up: the two that are missing come one by one."""
+    _, noise, g = _inputs()
+    axes = _axes()[:3]
+    signs = 2.0 * torch.randint(2, (400, 3), generator=g).double() - 1
+    x = noise - (noise @ axes.T) @ axes + 5 * signs @ axes
+    readout = Planted(x, lambda x, _: (x @ axes.T).sum(dim=1), noise)
+    found = mediation(readout, (signs.sum(dim=1) > 0).long(), axes[0], n_pairs=200, n_random=20)
+    one, two, three = found.dimensions
+    assert one < 0.6 < two < three
+    assert three == pytest.approx(1, abs=0.02)
+
+
+def test_random_subspaces_vary_as_the_data_do():
+    x = torch.randn(200, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x[:, 3] *= 30
+    rows = torch.cat(random_subspaces(x + 7, 1, 50, 0))
+    assert rows[:, 3].abs().median() > 0.95
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("low", "control", "passed"), [(0.7, 0.6, True), (0.7, 0.75, False), (0.45, 0.1, False)])
+def test_an_effect_passes_if_its_whole_interval_is_large_and_beyond_the_control(low, control, passed):
+    effect = Effect(value=0.8, low=low, high=0.9, n=10)
+    assert MediationTest.beyond(effect, "necessity", "", control=control).passed == passed
 
 
 def test_a_copy_that_is_not_read_can_be_decoded_and_does_not_mediate():
@@ -146,6 +175,7 @@ def test_two_mediators_that_add_up_carry_their_shares_of_every_test():
             # Along r1 + r2 a change of c moves y by 3 c / 2 for each unit of either: all of the gap.
             assert found.test(name).value == pytest.approx(share, abs=1e-9), name
         assert found.test("complement").value == pytest.approx(1 - share, abs=1e-9)
+    assert found.test("main components").value > 0.9  # along r1 + r2 the classes are apart, elsewhere is noise
     zero = mediation(readout, label, r1, n_pairs=60, n_random=20).test("necessity, to zero").value
     assert zero == pytest.approx(1 / 6, abs=1e-9)  # from 1 to 0 where the gap is from 1 to -1
 
@@ -156,6 +186,7 @@ def test_a_behaviour_that_does_not_rise_with_every_dose_is_said():
     bent = Planted(readout.x, lambda x, _: x @ r + torch.sin(torch.pi * (x @ r)), readout.inputs)
     found = mediation(bent, label, r, n_pairs=60, n_random=20)
     assert found.test("dose-response").value == 0.5
+    assert not found.test("dose-response").passed
     assert found.verdict == "mediates in part"
 
 
@@ -191,7 +222,13 @@ def test_a_model_is_read_and_written_at_its_last_token():
 
 def test_specificity_is_held_against_the_most_allowed():
     readout, label, r = _mediator()
-    cheap = mediation(readout, label, r, n_pairs=60, n_random=20, side_effect=lambda edit: 0.01)
+
+    def left(edit):
+        """How far an edited input is from the coordinate that the negatives have, which is what ablation writes."""
+        return float((edit(readout.x) @ r + 1).abs().max())
+
+    cheap = mediation(readout, label, r, n_pairs=60, n_random=20, side_effect=left)
+    assert cheap.test("specificity").value == pytest.approx(0, abs=1e-9)
     dear = mediation(readout, label, r, n_pairs=60, n_random=20, side_effect=lambda edit: 0.5)
     assert (cheap.verdict, dear.verdict) == ("mediates", "mediates in part")
 
