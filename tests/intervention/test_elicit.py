@@ -1,6 +1,7 @@
 """Latent perturbation search: linear maps have known optima, batches change nothing, and the model is left alone."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -27,7 +28,10 @@ from sparsight.intervention.elicit.radius import find_radius, knee
 from sparsight.intervention.elicit.reach import Power
 from sparsight.intervention.elicit.record import RadiusPoint
 from sparsight.intervention.elicit.run import completions_under
+from sparsight.intervention.elicit.search import _start
 from sparsight.models import Site
+
+F64 = {"dtype": torch.float64}
 
 
 def _linear(d: int = 10, tokens: int = 3, seed: int = 0):
@@ -107,6 +111,33 @@ def test_with_several_prompts_the_root_decides_between_their_sum_and_the_stronge
     theta, value = best(1)
     torch.testing.assert_close(theta, torch.tensor([2.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-2)
     assert value == pytest.approx(4 * a**2, rel=1e-4)
+
+
+def test_a_step_turns_a_vector_by_the_angle_it_is_told_along_the_great_circle_to_its_gradient():
+    """Tangent of the first angle: `lr`; what the gradient has along the vector itself takes no share of it."""
+    to = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
+    (found,) = find_vectors(
+        lambda theta: theta @ to, 3, Search(n_vectors=1, radius=2.0, steps=1, lr=0.1, seed=4), **F64
+    )
+    start = torch.nn.functional.normalize(_start(3, 4, 0), dim=0)
+    across = torch.nn.functional.normalize(to - (to @ start) * start, dim=0)
+    angle = math.atan(0.1)
+    torch.testing.assert_close(found, 2 * (math.cos(angle) * start + math.sin(angle) * across), rtol=0, atol=1e-12)
+
+
+def test_text_alone_is_perturbed_and_counted():
+    lm = tiny_model("llama")
+    tokens = lm.tokenize(["w1 w2 w3", "w4"])  # one special token, and padding behind the second
+    place, theta = ("0.mlp_out", "1.resid_post"), 3 * unit(16, 1)[None]
+    reach = Reach(lm, tokens, *place, power=Power(2, 1))
+    text = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]], dtype=torch.bool)
+    added = reach.edit(theta)(torch.zeros(2, 4, 16, dtype=torch.float64))
+    torch.testing.assert_close(added, text[..., None] * theta[0])
+    moved = lm.activations(tokens, [reach.target], edits={reach.source: reach.edit(theta)})[reach.target]
+    squares = (moved - lm.activations(tokens, [reach.target])[reach.target]).square().sum(dim=2)
+    torch.testing.assert_close(reach(theta)[0], squares[text].sum())
+    last = Reach(lm, tokens, *place, power=Power(2, 1), last=1)
+    torch.testing.assert_close(last(theta)[0], squares[0, 3] + squares[1, 1])
 
 
 def test_a_batch_finds_what_each_vector_finds_alone():
