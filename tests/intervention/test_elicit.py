@@ -31,8 +31,6 @@ from sparsight.intervention.elicit.run import completions_under
 from sparsight.intervention.elicit.search import _start
 from sparsight.models import Site
 
-F64 = {"dtype": torch.float64}
-
 
 def _linear(d: int = 10, tokens: int = 3, seed: int = 0):
     """A target that is linear in the perturbation, `Z_t = A_t theta`, with well separated singular values."""
@@ -116,9 +114,8 @@ def test_with_several_prompts_the_root_decides_between_their_sum_and_the_stronge
 def test_a_step_turns_a_vector_by_the_angle_it_is_told_along_the_great_circle_to_its_gradient():
     """Tangent of the first angle: `lr`; what the gradient has along the vector itself takes no share of it."""
     to = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
-    (found,) = find_vectors(
-        lambda theta: theta @ to, 3, Search(n_vectors=1, radius=2.0, steps=1, lr=0.1, seed=4), **F64
-    )
+    search = Search(n_vectors=1, radius=2.0, steps=1, lr=0.1, seed=4)
+    (found,) = find_vectors(lambda theta: theta @ to, 3, search, dtype=torch.float64)
     start = torch.nn.functional.normalize(_start(3, 4, 0), dim=0)
     across = torch.nn.functional.normalize(to - (to @ start) * start, dim=0)
     angle = math.atan(0.1)

@@ -79,6 +79,9 @@ def test_no_ball_is_left_and_no_attack_lowers_the_loss():
             assert (ball.lengths(found.delta) <= 0.5 * (1 + 1e-6)).all()
             assert (found.delta[:, 4:] == 0).all()
             assert (found.loss >= found.clean).all()
+        shared = attack(loss, x, allowed, Ball(0.5, per="universal"), Attack(steps=steps)).delta
+        assert (shared[:, 4:] == 0).all()
+        assert torch.equal(shared[:, :4], shared[:1, :1].expand(4, 4, 5))
         now = attack(loss, x, allowed, Ball(0.5), Attack(steps=steps, step_size=0.05)).loss
         assert before is None or (now >= before).all()
         before = now
@@ -119,6 +122,11 @@ def test_training_lowers_the_loss_under_attack_and_leaves_the_model_given_alone(
         retention=0.1,
     )
     hardened, record = latent_adversarial_training(lm, right, ["w9 w8 w7"] * 4, settings, wanted=wrong)
+    # What the weights go down is the loss under the perturbation that is found, not that without one.
+    delta = perturb(lm, right, POST, ball, Attack(steps=3), wrong if targeted else None)
+    under = float(right.loss(lm, perturbed(POST, delta)).mean())
+    assert record.attacked[0] == pytest.approx(under, rel=1e-6)
+    assert under > 1.05 * float(right.loss(lm).mean())
     assert record.attacked[-1] < 0.5 * record.attacked[0]
     assert success(hardened, right, wrong, POST, ball) < success(lm, right, wrong, POST, ball)
     assert all(torch.equal(value, weights[key]) for key, value in lm.model.state_dict().items())

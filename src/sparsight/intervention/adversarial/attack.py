@@ -96,7 +96,7 @@ def attack(
         if not bool(torch.isfinite(losses).all()) or not bool(torch.isfinite(gradient).all()):
             raise DataError(f"the loss under attack is not finite at step {step}; lower the radius")
         best, worst = _worse(ball, (best, worst), (z, losses.detach()))
-        z = ball.project(z + size * ball.ascent(gradient * where))
+        z = ball.project(z + size * ball.ascent(gradient))
     return Attacked(ball.delta(best, allowed, x.dtype).expand_as(x).contiguous(), worst, clean)
 
 
