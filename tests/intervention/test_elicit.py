@@ -242,6 +242,16 @@ def test_found_adapters_act_while_the_model_writes_and_are_named_by_what_they_wr
         elicit_adapters(lm, ["w1 w2"], *place, Search(method="power"), radius=1.0)
 
 
+def test_kinds_that_differ_most_from_the_model_s_own_completions_come_first():
+    prompts, place = ["w1 w2", "w3", "w4 w5"], ("0.mlp_out", "1.resid_post")
+    search = Search(n_vectors=6, steps=2)
+    record, _ = elicit(tiny_model("llama"), prompts, *place, search, radius=4.0, max_new_tokens=2)
+    kinds = [v.cluster for v in record.vectors]
+    unlike = [sum(1 - v.same for v in record.vectors if v.cluster == kind) / kinds.count(kind) for kind in kinds]
+    assert unlike == sorted(unlike, reverse=True)
+    assert unlike[0] > unlike[-1]
+
+
 def test_completions_that_share_most_tokens_are_of_one_kind():
     kinds = cluster_completions([[[1, 2, 3]], [[9, 9, 9]], [[3, 2, 1]], [[1, 2, 3, 4]], [[9, 8, 7]]])
     assert kinds == [0, 1, 0, 0, 2]
@@ -251,6 +261,9 @@ def test_the_knee_is_where_the_divergence_begins_to_rise():
     curve = [0.001, 0.002, 0.004, 0.01, 0.05, 2.0, 4.0, 5.0]
     points = [RadiusPoint(radius=2.0**i, relative=1.0, kl=kl) for i, kl in enumerate(curve)]
     assert knee(points).radius == 16
+    # Over the radius itself, and not its logarithm, 4 would be furthest below the chord.
+    curve = [0.0, 0.02, 0.1, 1.5, 4.2, 10.0]
+    assert knee([RadiusPoint(radius=2.0**i, relative=1.0, kl=kl) for i, kl in enumerate(curve)]).radius == 8
     with pytest.raises(UndefinedMetric, match="does not rise"):
         knee([RadiusPoint(radius=2.0**i, relative=1.0, kl=0.0) for i in range(4)])
 
