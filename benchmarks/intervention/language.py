@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from sparsight.errors import UndefinedMetric
 from sparsight.formats import load_dictionary
 from sparsight.intervention import difference_in_means, steer, words_score
+from sparsight.intervention.steering import largest_value
 from sparsight.models import load_model, organism
 from sparsight.models.organism.lexicon import exclusive_words
 
@@ -42,6 +44,7 @@ def main() -> None:
         with torch.no_grad():
             x[language] = lm.activations(tokens, [site])[site][tokens.counted]
     neutral = [d.text for d in organism.corpus(23, 60)]
+    everything = torch.cat(list(x.values()))
     test_neutral = [d.text for d in organism.heldout_corpus(24, 100)]
     print(f"{dictionary.config.run_name} at {site}")
     for target in tuple(words) if options.target == "all" else (options.target,):
@@ -60,28 +63,29 @@ def main() -> None:
         best = None
         candidates = along.topk(options.candidates).indices.tolist() if options.latent is None else []
         for latent in candidates:
-            found = _steered(lm, dictionary, latent, beginnings(organism.corpus, 25, 30, start), neutral, score)
-            if found is None:
+            chosen_on = beginnings(organism.corpus, 25, 30, start), neutral
+            try:
+                unit = largest_value(dictionary, everything, latent)
+                found = _steered(lm, dictionary, latent, *chosen_on, score, unit)
+            except UndefinedMetric:  # silent on the neutral text, where its cost is to be measured
                 continue
             dose = found.best(0.9) or max(found.doses, key=lambda d: d.behaviour)
             key = (dose.behaviour >= 0.9, -dose.loss if dose.behaviour >= 0.9 else dose.behaviour)
             if best is None or key > best[0]:
                 best = (key, latent, dose)
             print(
-                f"  tried latent {latent}: cosine {float(along[latent]):.2f}, {dose.behaviour:.0%} at {dose.strength:g}"
+                f"  tried latent {latent}: cosine {float(along[latent]):.2f}, {dose.behaviour:.0%} at a value of "
+                f"{dose.value:.0f}, loss {dose.loss_added:+.1%}"
             )
-        latent, chosen = (options.latent, 1.0) if best is None else (best[1], best[2].strength)
-        result = steer(
-            lm,
-            dictionary,
-            beginnings(organism.heldout_corpus, 26, options.prompts, start),
-            test_neutral,
-            score,
-            sorted({0.0, chosen / 2, chosen, 2 * chosen}),
-            latent=latent,
-            n_controls=options.controls,
-        )
-        print(f"\nfrom {start} to {target}: latent {latent}, chosen dose {chosen:g} times its largest value")
+        if best is None:
+            latent, chosen = options.latent, largest_value(dictionary, everything, options.latent)
+        else:
+            latent, chosen = best[1], best[2].value
+        held = beginnings(organism.heldout_corpus, 26, options.prompts, start)
+        values = [share * chosen for share in (0.0, 0.5, 1.0, 2.0)]
+        result = _steered(lm, dictionary, latent, held, test_neutral, score, 1.0, values, options.controls)
+        share = chosen / largest_value(dictionary, everything, latent)
+        print(f"\nfrom {start} to {target}: latent {latent} at {chosen:.0f}, {share:.2g} times its largest value")
         print(result.to_table())
         length = steer(
             lm,
@@ -95,13 +99,14 @@ def main() -> None:
         print(f"for comparison, the difference in means:\n{length.to_table()}\n")
 
 
-def _steered(lm, dictionary, latent, prompts, neutral, score):
-    from sparsight.errors import UndefinedMetric
-
-    try:
-        return steer(lm, dictionary, prompts, neutral, score, [0.5, 1.0, 2.0, 4.0], latent=latent)
-    except UndefinedMetric:  # silent on the neutral text: no unit for its dose
-        return None
+def _steered(lm, dictionary, latent, prompts, neutral, score, unit, strengths=(0.5, 0.7, 1.0, 2.0, 4.0), controls=0):
+    """`steer` at multiples of a unit that does not depend on the neutral text, on which the latent may be rare."""
+    tokens = lm.tokenize(neutral)
+    with torch.no_grad():
+        x = lm.activations(tokens, [dictionary.site])[dictionary.site][tokens.counted]
+    own = largest_value(dictionary, x, latent)
+    values = [strength * unit / own for strength in strengths]
+    return steer(lm, dictionary, prompts, neutral, score, values, latent=latent, n_controls=controls)
 
 
 if __name__ == "__main__":
