@@ -283,6 +283,7 @@ def test_the_command_steers_the_organism(tmp_path, capsys):
     [
         ({"latent": "16"}, 2, "latents must be in [0, 16), got [16]"),
         ({"strength": "nan"}, 2, "values of latents must be finite"),
+        ({"strength": "1e38"}, 2, "values of latents must be finite in torch.float32"),
         ({"model": "organism-backdoored"}, 1, "made for model organism, got organism-backdoored"),
         ({"width": 64}, 2, "width 64, activations at 2.resid_post have 128"),
     ],

@@ -100,8 +100,9 @@ def _check(
             f"say in one way what becomes of the latents (to, scale, add, or at_least and at_most), got {sum(ways)}"
         )
     amounts = [a for a in (to, scale, add, *limits) if a is not None]
-    if not all(abs(a) < float("inf") for a in amounts):
-        raise ValueError(f"values of latents must be finite, got {amounts}")
+    dtype = dictionary.atoms.dtype
+    if not all(abs(a) <= torch.finfo(dtype).max for a in amounts):
+        raise ValueError(f"values of latents must be finite in {dtype}, got {amounts}")
     if None not in limits and limits[0] > limits[1]:  # type: ignore[operator]  # neither is None
         raise ValueError(f"at_least must not exceed at_most, got {limits[0]} and {limits[1]}")
     if not chosen or len(set(chosen)) != len(chosen):

@@ -82,7 +82,7 @@ def steer(
             with torch.no_grad():
                 edited = lm.activations(texts, [place], edits=edits)[place][texts.counted.to(lm.device)]
                 loss_now = float(lm.loss(texts, edits=edits))
-            size = float((edited - x).norm(dim=1).mean())
+            size = float((edited - x).double().norm(dim=1).mean())  # squares of large ones do not fit float32
             moved, reencoded = _other_latents(what, latent, x, edited, strength * unit)
             doses.append(
                 Dose(
