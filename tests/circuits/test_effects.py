@@ -256,6 +256,23 @@ def test_the_passes_are_those_that_theory_asks_for():
     assert (exact.passes.forward, exact.passes.backward) == (both_ends + totals + changes, 0)
 
 
+@every_model
+def test_what_stands_before_the_changed_site_is_computed_at_the_two_ends_alone(name: str):
+    lm = tiny(name)
+    ran: list[Tensor] = []
+    norms = (".0.ln_1", ".0.input_layernorm")
+    first_norm = next(module for path, module in lm.model.named_modules() if path.endswith(norms))
+    run(lm, sites=(OUT,), n=1)  # once, to see what blocks hand on
+    handle = first_norm.register_forward_hook(lambda *args: ran.append(args[2]))
+    try:
+        for sites, again in (((OUT,), 0), ((POST,), 0), ((MID,), 1 + 3)):
+            ran.clear()
+            run(lm, sites=sites, steps=3, n=1, batch_size=1)
+            assert len(ran) == 2 + again
+    finally:
+        handle.remove()
+
+
 def test_batches_and_padding_do_not_matter():
     lm = tiny("gemma2")
     together = run(lm, steps=3, batch_size=32)

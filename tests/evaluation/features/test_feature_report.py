@@ -181,7 +181,8 @@ def test_the_plane_of_the_circle_mediates_and_turning_it_turns_the_answer(found)
     assert r.dimension.mediated_rank == 2
     assert r.mediation.random < 0.6
     assert abs(r.mediation.complement.value) < 0.1
-    assert r.rotation.moved.value > 0.98
+    assert 0.98 < r.rotation.moved.value <= 1
+    assert r.rotation.moved.value == pytest.approx(sum(r.rotation.by_steps) / 6)
     assert r.rotation.unmoved == 1
     assert r.rotation.random < 0.4
     # Seven days in another order are on no circle: turning one fitted to it moves no answer in that order.
