@@ -1,5 +1,7 @@
 """Edits at sites: exact, seen by what follows, differentiable, and gone afterwards."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -280,3 +282,21 @@ def test_blocks_before_a_replaced_stream_do_not_run_and_nothing_else_changes(fam
         for handle in handles:
             handle.remove()
     assert all("forward" not in block.__dict__ for block in blocks)
+
+
+def test_what_an_edit_holds_is_free_as_soon_as_the_pass_is_over(family_lm: LanguageModel) -> None:
+    """Without a run of the garbage collector: passes are many, and what they hold is large."""
+    lm = family_lm
+    tokens = lm.tokenize(texts(2, seed=11))
+    site = Site(1, "resid_pre")
+    with torch.no_grad():
+        value = lm.activations(tokens, [site])[site].clone()
+    gc.disable()
+    try:
+        edit = Replacement(value)
+        held = weakref.ref(edit)
+        _outcome(lm, tokens, {site: edit})
+        del edit
+        assert held() is None
+    finally:
+        gc.enable()

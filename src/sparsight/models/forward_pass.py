@@ -232,6 +232,7 @@ class ForwardPass:
             for handle in handles:
                 handle.remove()
             self._bases.clear()
+            self._actions.clear()  # they refer to this pass, which would live on until garbage is collected
         missing = sorted({site for (_, site), times in self._fired.items() if not times})
         if missing:
             raise ModelError(
