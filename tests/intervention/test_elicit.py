@@ -22,6 +22,7 @@ from sparsight.intervention.elicit import (
     find_adapters,
     find_vectors,
     first_singular_vectors,
+    run,
 )
 from sparsight.intervention.elicit.clusters import cluster_completions
 from sparsight.intervention.elicit.radius import find_radius, knee
@@ -285,7 +286,11 @@ def test_wrong_searches_are_refused():
         elicit(lm, ["w1 w2"], "0.mlp_out", "1.mlp_out", radius=float("nan") * unit(1, 0)[0].item())
 
 
-def test_what_cannot_be_compared_is_refused_before_the_search():
+def test_what_cannot_be_compared_is_refused_before_the_search(monkeypatch):
+    def searched(*_, **__):
+        raise AssertionError("searched before it was refused")
+
+    monkeypatch.setattr(run, "find_vectors", searched)
     lm, place = tiny_model("llama"), ("0.mlp_out", "1.resid_post")
     narrow, other = tied_dictionary(d=8), tied_dictionary()
     other.model = "other"
@@ -296,7 +301,7 @@ def test_what_cannot_be_compared_is_refused_before_the_search():
         ({"known": {"r": Direction(torch.ones(16), None, "other")}}, DataError, "found in other"),
     ):
         with pytest.raises(error, match=said):
-            elicit(lm, ["w1 w2"], *place, Search(steps=10**9), radius=1.0, **named)
+            elicit(lm, ["w1 w2"], *place, radius=1.0, **named)
 
 
 @pytest.mark.parametrize(
