@@ -78,6 +78,22 @@ def test_the_larger_of_two_is_chosen_though_rounding_puts_it_far_below(kind: str
     assert slots.latents.tolist() == [50]
 
 
+@pytest.mark.parametrize(("kind", "m"), SCREENS)
+def test_latents_that_cannot_be_positive_do_not_widen_the_bound(kind: str, m: int) -> None:
+    screen, x, offset = screen_of(kind, rows(m, 32, 1)), rows(8, 32, 0), torch.full((m,), 0.25)
+    offset[::2] = -1000.0
+
+    def bound(given: Tensor, **how: bool) -> float:
+        (found, *_) = screen.over_blocks(x, given, lambda block: block.largest_offset - block.lift, **how)
+        return found
+
+    assert bound(offset) == 0.25
+    assert bound(offset, lifted=True) == pytest.approx(0.25)
+    assert bound(-offset) == 1000.0, "on the other side it is always positive"
+    offset[::2] = -float(x.norm(dim=1).max() * screen.encoder.norm(dim=1).max())
+    assert bound(offset) == pytest.approx(-float(offset[0])), "this one can come to 0"
+
+
 def found_above(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     found = collect(*given, 0.25)
     assert found is not None

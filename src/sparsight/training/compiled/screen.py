@@ -30,7 +30,7 @@ class ScreenedBlock:
         rows: Which rows.
         pre: Screened.
         slack: Bound on the error of a row's entries, without the rounding of the entries themselves.
-        largest_offset: Largest magnitude among the offsets, lift included.
+        largest_offset: Largest magnitude among the offsets of latents that can be positive, lift included.
         lift: What was added to all entries.
     """
 
@@ -121,7 +121,8 @@ class Screen(ABC):
         largest = float(self.norms.max().sqrt())
         sums = 2 * d * torch.finfo(torch.float32).eps * largest
         slack = (norms + off) * (float(self.errors.max().sqrt()) + sums) + off * largest
-        largest_offset, lift = float(offset.abs().max()), 0.0
+        reach = (largest + float(self.errors.max().sqrt())) * float((norms + off).max())  # of |<x, w>|
+        lift, largest_offset = 0.0, float(offset.masked_fill(offset < -reach, 0.0).abs().max())
         if lifted:
             lift = 2 * (float(slack.max()) + _ROUNDING * largest_offset)
             offset, largest_offset = offset + lift, largest_offset + lift
