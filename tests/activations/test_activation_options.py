@@ -63,7 +63,7 @@ def test_special_tokens_have_rows_when_asked_for_and_no_label(tmp_path):
 # Packing
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 1000), context=st.integers(3, 40), bos=st.sampled_from(["context", "document", "none"]))
 def test_packed_contexts_hold_the_documents_of_each_side_one_after_the_other(tmp_path_factory, seed, context, bos):
     """The slow twin: write out the tokens of a side, cut the list."""

@@ -1,4 +1,4 @@
-"""The demo from end to end, on a plan small enough for a test."""
+"""The demo from end to end, on a plan small enough for a test; `make demo-fast` is the quick look at it."""
 
 import json
 import re
@@ -29,12 +29,14 @@ def contents(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_the_record_on_disk_is_the_record_returned(finished):
     written = DemoRecord.model_validate_json((finished.folder / "results.json").read_text())
     assert written == finished.record
     assert json.loads(finished.to_json())["report"] == str(finished.report)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_numbers_of_the_record(finished):
     html = finished.report.read_text()
     for evaluation in finished.record.evaluations.values():
@@ -46,6 +48,7 @@ def test_the_page_shows_the_numbers_of_the_record(finished):
     assert len(shown) >= 60
 
 
+@pytest.mark.slow
 def test_pursuit_explains_more_than_refitting_which_explains_more_than_the_encoder(finished):
     at_16 = {arm.arm: arm.fvu.value for arm in finished.record.comparison.arms if arm.k == 16}
     assert at_16["pursuit"] < at_16["refit"] < at_16["encoder"]
@@ -69,6 +72,7 @@ def test_a_question_within_a_language_is_asked_of_its_feature():
     assert {asked_of(name) for name in class_names()} == set(FEATURES)
 
 
+@pytest.mark.slow
 def test_a_finished_demo_is_opened_and_nothing_in_it_changes(finished):
     before = contents(finished.folder)
     again = run_demo(finished.folder, fast=True, device="cpu", progress=False)
@@ -77,6 +81,7 @@ def test_a_finished_demo_is_opened_and_nothing_in_it_changes(finished):
     assert contents(finished.folder) == before
 
 
+@pytest.mark.slow
 def test_a_demo_with_other_settings_is_refused_and_left_as_it_was(finished):
     before = contents(finished.folder)
     with pytest.raises(DataError, match="something else"):
@@ -84,6 +89,7 @@ def test_a_demo_with_other_settings_is_refused_and_left_as_it_was(finished):
     assert contents(finished.folder) == before
 
 
+@pytest.mark.slow
 def test_an_unfinished_demo_goes_on_from_its_dictionaries(finished, monkeypatch):
     (finished.folder / "results.json").unlink()
     weights = finished.folder / "dictionaries" / "topk-1024-k16" / "dictionary.safetensors"
@@ -104,6 +110,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_claim_that_the_run_does_not_show_is_said_not_to_hold(finished):
     record = finished.record
     topk = record.evaluations["TopK"]
@@ -114,6 +121,7 @@ def test_a_claim_that_the_run_does_not_show_is_said_not_to_hold(finished):
         assert next(claim for claim in claims if "FVU at most" in claim.text).holds is holds
 
 
+@pytest.mark.slow
 def test_the_table_names_every_claim_and_where_the_page_is(finished):
     table = finished.to_table().replace("\n", " ").split("meant to show")[1]  # classes above it are named "yes" too
     assert table.count(" yes") + table.count(" NO") == len(finished.record.claims)

@@ -91,6 +91,7 @@ def test_a_finished_suite_is_opened_as_it_is(made, monkeypatch):
     assert small_suite(made.folder, resume=True).record == made.record
 
 
+@pytest.mark.slow
 def test_less_disk_means_more_passes_and_the_same_members(made, tmp_path):
     out = tmp_path / "suite"
     one_site = 1500 * 128 * 2

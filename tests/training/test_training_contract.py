@@ -50,6 +50,12 @@ CONFIGS = [
 ]
 IDS = [f"{i}-{config.run_name}" for i, config in enumerate(CONFIGS)]
 every_architecture = pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+VARIANT = [config.architecture in {before.architecture for before in CONFIGS[:i]} for i, config in enumerate(CONFIGS)]
+variants_slow = pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=[pytest.mark.slow] * variant) for c, variant in zip(CONFIGS, VARIANT, strict=True)],
+    ids=IDS,
+)
 DEAD = 12
 
 
@@ -86,7 +92,7 @@ def test_every_architecture_that_training_knows_is_in_this_suite() -> None:
     assert {config.architecture for config in CONFIGS} == set(REGISTERED) - untrained
 
 
-@every_architecture
+@variants_slow
 def test_ten_times_the_rate_for_two_hundred_steps_keeps_norms_and_gives_no_nan(config: Any) -> None:
     settings = Training(n_tokens=200 * 64, batch_size=64, revive="resample")
     member, x = run_of(config, settings), planted(config, 0)

@@ -62,7 +62,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     monkeypatch.setattr(ActivationStream, "__next__", reads)
 
 
-@pytest.mark.parametrize("step", [1, 7, 23])  # the first; one that is a checkpoint anyway; one between
+# The first; one that is a checkpoint anyway; one between.
+@pytest.mark.parametrize("step", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7)), 23])
 def test_an_interrupted_run_resumes_to_the_same_bits(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_crash_resumes_from_the_last_checkpoint_to_the_same_bits(
     assert_same(whole, train(data(), CONFIGS, SETTINGS, out=tmp_path / "parts", resume=True))
 
 
+@pytest.mark.slow
 def test_a_run_that_crashed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
     whole = train(data(), CONFIGS, SETTINGS, out=tmp_path / "whole")
     broken = train(data(), CONFIGS, SETTINGS, out=tmp_path / "parts")
