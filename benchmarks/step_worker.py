@@ -32,7 +32,8 @@ def activations(d: int, batch: int) -> list[Tensor]:
     batches = []
     for _ in range(4):
         latents = torch.randint(0, 4 * d, (batch, 24), generator=g)
-        x = torch.einsum("bk,bkd->bd", torch.rand(batch, 24, generator=g), directions[latents])
+        weights = torch.rand(batch, 24, generator=g)
+        x = torch.nn.functional.embedding_bag(latents, directions, per_sample_weights=weights, mode="sum")
         x = x + 0.05 * torch.randn(batch, d, generator=g)
         x = x - x.mean(dim=0)
         batches.append(x / x.square().sum(dim=1).mean().sqrt())
@@ -71,7 +72,7 @@ def sparsight(architecture: str, step: str, d: int, m: int, k: int, batch: int, 
         if penalised:
             silence(dictionary, k, given["x"])
         rule._written()
-        rule.optimizer.zero_grad(set_to_none=True)
+        rule.optimizer.clear_gradients()
         rule._gradients(given["x"], torch.zeros(m, dtype=torch.bool), 1.0)
         if penalised:
             silence(dictionary, k, activations(d, batch)[0])

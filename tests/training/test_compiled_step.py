@@ -53,7 +53,7 @@ def unsettled(config: DictionaryConfig, d: int, step: str, seed: int, silenced: 
 
 def gradients(it: Member, x: Tensor, dead: Tensor) -> tuple[Any, dict[str, Tensor]]:
     rule = rule_of(it)
-    rule.optimizer.zero_grad(set_to_none=True)
+    rule.optimizer.clear_gradients()
     objective = rule._gradients(x, dead, 1.0)
     if rule.compiled is not None:
         return objective, rule.compiled.dense_gradients()

@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_dense_step(config: DictionaryConfig) -> None
     dead, found = torch.arange(40) % 5 == 0, []
     for it in (ours, dense):
         rule: Any = it.rule
-        rule.optimizer.zero_grad(set_to_none=True)
+        rule.optimizer.clear_gradients()
         objective = rule._gradients(batch(0), dead, 1.0)
         grads = {name: p.grad for name, p in it.dictionary.named_parameters() if p.grad is not None}
         found.append((objective, grads if rule.compiled is None else rule.compiled.dense_gradients()))

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +10,7 @@ from torch import Tensor
 from sparsight.activations.split import mix_seed
 from sparsight.dictionaries import AbstractDictionary, TopKDictionary
 from sparsight.errors import TrainingError
+from sparsight.training.averages import Adam, Group
 from sparsight.training.compiled.choice import compiled_step
 from sparsight.training.objectives import OBJECTIVES, Objective
 from sparsight.training.parallel.latents import clip_sharded_, sharded_topk_objective
@@ -40,9 +40,7 @@ class AdamRule:
         self.shards = shards  # processes that hold the other latents
         self.processes = current_processes() if shards is None else Processes()  # those that share the batch
         # Adam's floor must stay below the root mean square gradient of rare latents, about 1e-7 at unit variance.
-        self.optimizer = torch.optim.Adam(
-            _parameter_groups(dictionary), lr=training.lr, betas=training.betas, eps=1e-10, fused=True
-        )
+        self.optimizer = Adam(_groups(dictionary), training.betas, eps=1e-10)
         self.compiled = compiled_step(dictionary, training, current_processes().size)
 
     def step(
@@ -53,7 +51,7 @@ class AdamRule:
         Raises:
             TrainingError: the loss or its gradient is not finite; the parameters are as before.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.clear_gradients()
         resampled = self.training.revive == "resample"
         by_loss = torch.zeros_like(dead) if resampled else dead
         objective = self._gradients(self.processes.share(x), by_loss, sparsity)
@@ -130,7 +128,7 @@ class AdamRule:
         Raises:
             TrainingError: the loss or its gradient is not finite; the parameters are as before.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.clear_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
         self._move(loss, lr)
 
@@ -146,13 +144,11 @@ class AdamRule:
                 f"{self.name}: the loss is {float(loss.detach()):g} with a gradient of norm {float(norm):g}; "
                 f"lower lr={lr:g}, lengthen the warmup or set clip, and resume from the last checkpoint"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["rate"]
         if self.compiled is not None:
             clip = self.training.clip
-            self.compiled.move(self.optimizer, 1.0 if clip is None else min(1.0, clip / (float(norm) + 1e-6)))
+            self.compiled.move(self.optimizer, lr, 1.0 if clip is None else min(1.0, clip / (float(norm) + 1e-6)))
             return
-        self.optimizer.step()
+        self.optimizer.step(lr)
         self.dictionary.normalize_atoms_()
 
     @torch.no_grad()
@@ -171,7 +167,7 @@ class AdamRule:
         return {
             f"{name}/{key}": value
             for name, parameter in self.dictionary.named_parameters()
-            for key, value in self.optimizer.state[parameter].items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -179,7 +175,8 @@ class AdamRule:
         for name, parameter in self.dictionary.named_parameters():
             prefix = f"{name}/"
             held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            self.optimizer.state[parameter] = {key: _like(value, parameter) for key, value in held.items()}
+            if held:
+                self.optimizer.state[parameter] = {key: _like(value, parameter) for key, value in held.items()}
         self._written()
 
 
@@ -190,11 +187,10 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(value)
 
 
-def _parameter_groups(dictionary: AbstractDictionary) -> list[dict[str, Any]]:
+def _groups(dictionary: AbstractDictionary) -> list[Group]:
     """Thresholds move at their own rate, all else at the common one; what is not trained is left out."""
     named = {name: p for name, p in dictionary.named_parameters() if p.requires_grad}
-    slow = [p for name, p in named.items() if name != "log_threshold"]
-    groups: list[dict[str, Any]] = [{"params": slow, "rate": 1.0}]
+    groups = [Group([p for name, p in named.items() if name != "log_threshold"])]
     if "log_threshold" in named:
-        groups.append({"params": [named["log_threshold"]], "rate": dictionary.config.threshold_rate})
+        groups.append(Group([named["log_threshold"]], dictionary.config.threshold_rate))
     return groups

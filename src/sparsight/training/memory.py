@@ -26,8 +26,8 @@ def estimated_bytes(
     Parameters: encoder and atoms, `n_latents (d_in + d_out)`, and a few vectors. As many again for gradients, twice for
     Adam's averages, once for an average of the weights. A batch: the activations four times, and the pre-activations
     four times (values, which are active, and their gradients), of one block of rows where the step is sparse. The
-    compiled step has gradients of active latents only, and two copies of the encoder in bfloat16: one as it is, one
-    laid out for products.
+    compiled step keeps no gradients (but of dead latents while they are revived, not counted here), and has two copies
+    of the encoder in bfloat16: one as it is, one laid out for products.
     """
     m, d = config.n_latents, sum(widths)
     has_encoder = config.architecture != "pursuit"
@@ -45,8 +45,7 @@ def estimated_bytes(
         "batch": FLOAT * (4 * training.batch_size * d + whole * shard),
     }
     if takes_compiled_step(config, m * d, training, device, processes):
-        k: int = getattr(config, "k", m)
-        needed["gradients"] = FLOAT * min(m, training.batch_size * k) * 2 * d
+        needed["gradients"] = 0
         needed["screening"] = 4 * m * d
     if training.ema is not None:
         needed["average"] = parameters

@@ -128,7 +128,7 @@ class GradientStep:
         return code
 
     def forget(self, latents: Bool[Tensor, " m"]) -> None:
-        for key, average in self.adam.optimizer.state[self.atoms].items():
+        for key, average in self.adam.optimizer.state.get(self.atoms, {}).items():
             if key != "step":
                 average[latents] = 0
 

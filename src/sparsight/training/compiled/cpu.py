@@ -9,6 +9,7 @@ from sparsight.training.compiled import kernels
 from sparsight.training.compiled.cpu_screen import CpuScreen
 from sparsight.training.compiled.scalars import AdamScalars
 from sparsight.training.compiled.selection import screened_above, screened_batch_top_k, screened_top_k
+from sparsight.training.compiled.terms import Terms
 from sparsight.training.compiled.threads import spread
 
 
@@ -44,31 +45,23 @@ class CpuLoops:
         kernels.sort_by_latent(latents.numpy(), starts.numpy(), order.numpy())
         return order
 
-    def gradients_by_latent(self, which: Tensor, *given: Tensor) -> None:
-        spread(len(which), kernels.gradients_by_latent, which, *given)
+    def slopes(self, terms: Terms) -> Tensor:
+        found = terms.source.new_empty(len(terms.extra), terms.source.shape[1])
+        spread(len(found), kernels.slopes, found, *terms)
+        return found
 
-    def tangent_and_norms(self, which: Tensor, *given: Tensor) -> None:
-        spread(len(which), kernels.tangent_and_norms, which, *given)
+    def measure(self, atoms: Tensor, of_atoms: Terms, of_encoder: Terms, *found: Tensor) -> None:
+        own = (of_encoder.of, of_encoder.weights, of_encoder.source, of_encoder.more)
+        spread(len(atoms), kernels.slopes_measured, atoms, *of_atoms, *own, *found)
 
     def move_atoms(
-        self,
-        atoms: Tensor,
-        position: Tensor,
-        gradient: Tensor,
-        along: Tensor,
-        averages: tuple[Tensor, Tensor],
-        scalars: AdamScalars,
+        self, atoms: Tensor, terms: Terms, along: Tensor, averages: tuple[Tensor, Tensor], scalars: AdamScalars
     ) -> None:
-        spread(len(atoms), kernels.adam_on_the_sphere, atoms, position, gradient, along, *averages, *scalars)
+        spread(len(atoms), kernels.adam_on_the_sphere, atoms, *terms, along, *averages, *scalars)
 
     def move_encoder(
-        self,
-        encoder: Tensor,
-        position: Tensor,
-        gradient: Tensor,
-        averages: tuple[Tensor, Tensor],
-        scalars: AdamScalars,
+        self, encoder: Tensor, terms: Terms, averages: tuple[Tensor, Tensor], scalars: AdamScalars
     ) -> None:
         screen = self.screen
         copies = (screen.rounded.view(torch.int16), screen.errors, screen.norms)
-        spread(len(encoder), kernels.adam_and_round, encoder, position, gradient, *averages, *scalars, *copies)
+        spread(len(encoder), kernels.adam_and_round, encoder, *terms, *averages, *scalars, *copies)

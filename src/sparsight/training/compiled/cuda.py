@@ -9,6 +9,7 @@ from sparsight.training.compiled import triton_kernels as kernels
 from sparsight.training.compiled.cuda_screen import CudaScreen
 from sparsight.training.compiled.scalars import AdamScalars
 from sparsight.training.compiled.selection import screened_above, screened_batch_top_k, screened_top_k
+from sparsight.training.compiled.terms import Terms
 
 
 class CudaLoops:
@@ -42,30 +43,21 @@ class CudaLoops:
         starts[1:] = torch.bincount(latents, minlength=len(starts) - 1).cumsum(dim=0)
         return latents.argsort(stable=True)
 
-    def gradients_by_latent(self, which: Tensor, *given: Tensor) -> None:
-        kernels.gradients_by_latent(which, *given)
+    def slopes(self, terms: Terms) -> Tensor:
+        found = terms.source.new_empty(len(terms.extra), terms.source.shape[1])
+        kernels.slopes(found, terms)
+        return found
 
-    def tangent_and_norms(self, which: Tensor, *given: Tensor) -> None:
-        kernels.tangent_and_norms(which, *given)
+    def measure(self, atoms: Tensor, of_atoms: Terms, of_encoder: Terms, *found: Tensor) -> None:
+        kernels.slopes_measured(atoms, of_atoms, of_encoder, *found)
 
     def move_atoms(
-        self,
-        atoms: Tensor,
-        position: Tensor,
-        gradient: Tensor,
-        along: Tensor,
-        averages: tuple[Tensor, Tensor],
-        scalars: AdamScalars,
+        self, atoms: Tensor, terms: Terms, along: Tensor, averages: tuple[Tensor, Tensor], scalars: AdamScalars
     ) -> None:
-        kernels.adam(atoms, position, gradient, along, *averages, scalars)
+        kernels.adam(atoms, terms, along, *averages, scalars)
 
     def move_encoder(
-        self,
-        encoder: Tensor,
-        position: Tensor,
-        gradient: Tensor,
-        averages: tuple[Tensor, Tensor],
-        scalars: AdamScalars,
+        self, encoder: Tensor, terms: Terms, averages: tuple[Tensor, Tensor], scalars: AdamScalars
     ) -> None:
-        kernels.adam(encoder, position, gradient, None, *averages, scalars)
+        kernels.adam(encoder, terms, None, *averages, scalars)
         self.screen.refresh()

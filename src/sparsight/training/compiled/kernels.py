@@ -337,71 +337,102 @@ def sort_by_latent(latents: Array, starts: Array, order: Array) -> None:
 
 @_compiled
 @no_type_check
-def gradients_by_latent(
-    first: int,
-    last: int,
-    which: Array,
-    starts: Array,
-    order: Array,
-    tokens: Array,
-    rows: Array,
-    values: Array,
-    pull: Array,
-    g: Array,
-    centred: Array,
-    to_atoms: Array,
-    to_encoder: Array,
-    to_offset: Array,
-) -> None:
-    """For each latent of `which`, over its slots: `sum value g`, `sum pull (x - b_dec)` and `sum pull`.
+def _slope(
+    i: int, starts: Array, order: Array, of: Array, weights: Array, source: Array, extra: Array, more: Array, out: Array
+) -> bool:
+    """Latent `i`'s gradient: `sum weights[s] source[of[s]]` over its slots, and its row of `more` if it has one.
 
-    A slot's row in `g` is `rows`, in `centred` `tokens`.
+    Returns:
+        Whether it has any; `out` is left as it was if not.
     """
-    d = g.shape[1]
-    for r in range(first, last):
-        i = which[r]
-        atom, row = to_atoms[r], to_encoder[r]
+    first, last, r = starts[i], starts[i + 1], extra[i]
+    if first == last and r < 0:
+        return False
+    d = len(out)
+    for c in range(d):
+        out[c] = 0
+    for position in range(first, last, 4):  # the memory brings several rows in the time of one
+        s0, s1 = order[position], order[min(position + 1, last - 1)]
+        s2, s3 = order[min(position + 2, last - 1)], order[min(position + 3, last - 1)]
+        zero = np.float32(0)
+        w0, w1 = weights[s0], weights[s1] if position + 1 < last else zero
+        w2, w3 = weights[s2] if position + 2 < last else zero, weights[s3] if position + 3 < last else zero
+        r0, r1, r2, r3 = source[of[s0]], source[of[s1]], source[of[s2]], source[of[s3]]
         for c in range(d):
-            atom[c] = 0
-            row[c] = 0
-        total = np.float32(0)
-        for position in range(starts[i], starts[i + 1]):
-            s = order[position]
-            value, weight = values[s], pull[s]
-            if value != 0 or weight != 0:
-                up, x = g[rows[s]], centred[tokens[s]]
-                for c in range(d):
-                    atom[c] += value * up[c]
-                    row[c] += weight * x[c]
-                total += weight
-        to_offset[i] = total
+            out[c] += w0 * r0[c] + w1 * r1[c] + w2 * r2[c] + w3 * r3[c]
+    if r >= 0:
+        row = more[r]
+        for c in range(d):
+            out[c] += row[c]
+    return True
 
 
 @_compiled
 @no_type_check
-def tangent_and_norms(
+def slopes(
     first: int,
     last: int,
-    which: Array,
+    found: Array,
+    starts: Array,
+    order: Array,
+    of: Array,
+    weights: Array,
+    source: Array,
+    extra: Array,
+    more: Array,
+) -> None:
+    """The gradients that the next functions add up and do not keep, one in a row."""
+    for i in range(first, last):
+        if not _slope(i, starts, order, of, weights, source, extra, more, found[i]):
+            found[i] = 0
+
+
+@_compiled
+@no_type_check
+def slopes_measured(
+    first: int,
+    last: int,
     atoms: Array,
-    to_atoms: Array,
-    to_encoder: Array,
+    starts: Array,
+    order: Array,
+    rows: Array,
+    values: Array,
+    g: Array,
+    extra: Array,
+    more_to_atoms: Array,
+    tokens: Array,
+    pull: Array,
+    centred: Array,
+    more_to_encoder: Array,
     along: Array,
     squares: Array,
+    to_offset: Array,
 ) -> None:
-    """The component of each atom's gradient along the atom, and the square of what remains plus the encoder's."""
+    """Of each latent's gradients what has to be known before the first of them moves anything.
+
+    That is the component of its atom's along the atom, the square of what remains plus the encoder's, and `sum pull`
+    over its slots. The gradients themselves are added up again when they are needed: from the cache, they cost less
+    than to be written and read, and nothing to be kept.
+    """
     d = atoms.shape[1]
-    for r in range(first, last):
-        inner, square, other = np.float32(0), np.float32(0), np.float32(0)
-        atom, gradient, row = atoms[which[r]], to_atoms[r], to_encoder[r]
-        for c in range(d):
-            inner += gradient[c] * atom[c]
-        for c in range(d):
-            rest = gradient[c] - inner * atom[c]
-            square += rest * rest
-            other += row[c] * row[c]
-        along[r] = inner
-        squares[r] = np.float64(square) + np.float64(other)
+    gradient = np.empty(d, np.float32)
+    for i in range(first, last):
+        inner, square, other, total = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        if _slope(i, starts, order, rows, values, g, extra, more_to_atoms, gradient):
+            atom = atoms[i]
+            for c in range(d):
+                inner += gradient[c] * atom[c]
+            for c in range(d):
+                rest = gradient[c] - inner * atom[c]
+                square += rest * rest
+            _slope(i, starts, order, tokens, pull, centred, extra, more_to_encoder, gradient)
+            for c in range(d):
+                other += gradient[c] * gradient[c]
+            for position in range(starts[i], starts[i + 1]):
+                total += pull[order[position]]
+        along[i] = inner
+        squares[i] = np.float64(square) + np.float64(other)
+        to_offset[i] = total
 
 
 @_compiled
@@ -410,8 +441,13 @@ def adam_on_the_sphere(
     first: int,
     last: int,
     atoms: Array,
-    position: Array,
-    gradient: Array,
+    starts: Array,
+    order: Array,
+    rows: Array,
+    values: Array,
+    g: Array,
+    extra: Array,
+    more: Array,
     along: Array,
     mean: Array,
     square: Array,
@@ -425,23 +461,23 @@ def adam_on_the_sphere(
     """Adam along each atom's tangent, then back to norm 1, in one pass.
 
     Args:
-        position: Row of each latent in `gradient` and `along`; -1 where its gradient is 0.
+        along: The component of each atom's gradient along the atom.
         shrink: Factor of the gradient that its clipping asks for.
         rate: Learning rate over `1 - beta1^step`.
         correction: `1 / sqrt(1 - beta2^step)`.
     """
     d = atoms.shape[1]
+    gradient = np.empty(d, np.float32)
     rest1, rest2 = np.float32(1 - beta1), np.float32(1 - beta2)
     beta1, beta2 = np.float32(beta1), np.float32(beta2)
     shrink, rate, correction, eps = np.float32(shrink), np.float32(rate), np.float32(correction), np.float32(eps)
     for i in range(first, last):
         atom, first_average, second_average = atoms[i], mean[i], square[i]
-        r = position[i]
         norm = np.float32(0)
-        if r >= 0:
-            inner, slopes = along[r], gradient[r]
+        if _slope(i, starts, order, rows, values, g, extra, more, gradient):
+            inner = along[i]
             for c in range(d):
-                slope = (slopes[c] - inner * atom[c]) * shrink
+                slope = (gradient[c] - inner * atom[c]) * shrink
                 first_average[c] = beta1 * first_average[c] + rest1 * slope
                 second_average[c] = beta2 * second_average[c] + rest2 * slope * slope
                 moved = atom[c] - rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)
@@ -465,8 +501,13 @@ def adam_and_round(
     first: int,
     last: int,
     weights: Array,
-    position: Array,
-    gradient: Array,
+    starts: Array,
+    order: Array,
+    tokens: Array,
+    pull: Array,
+    centred: Array,
+    extra: Array,
+    more: Array,
     mean: Array,
     square: Array,
     shrink: float,
@@ -481,16 +522,15 @@ def adam_and_round(
 ) -> None:
     """Adam on the encoder's rows, and at once their bfloat16 copy, its error and its norm, squared."""
     d = weights.shape[1]
+    gradient = np.empty(d, np.float32)
     rest1, rest2 = np.float32(1 - beta1), np.float32(1 - beta2)
     beta1, beta2 = np.float32(beta1), np.float32(beta2)
     shrink, rate, correction, eps = np.float32(shrink), np.float32(rate), np.float32(correction), np.float32(eps)
     for i in range(first, last):
         row, first_average, second_average = weights[i], mean[i], square[i]
-        r = position[i]
-        if r >= 0:
-            slopes = gradient[r]
+        if _slope(i, starts, order, tokens, pull, centred, extra, more, gradient):
             for c in range(d):
-                slope = slopes[c] * shrink
+                slope = gradient[c] * shrink
                 first_average[c] = beta1 * first_average[c] + rest1 * slope
                 second_average[c] = beta2 * second_average[c] + rest2 * slope * slope
                 row[c] -= rate * first_average[c] / (np.sqrt(second_average[c]) * correction + eps)

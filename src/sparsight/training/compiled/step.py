@@ -5,14 +5,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int32, Int64
 from torch import Tensor
 
 from sparsight.dictionaries import AbstractDictionary, MatryoshkaDictionary
 from sparsight.dictionaries.selection import Slots
+from sparsight.training.averages import Adam
 from sparsight.training.compiled.activation import Batch, activation_of
 from sparsight.training.compiled.room import Room
 from sparsight.training.compiled.scalars import AdamScalars
+from sparsight.training.compiled.terms import Terms
 from sparsight.training.compiled.threads import all_for_torch, one_for_torch
 from sparsight.training.objectives import Objective
 from sparsight.training.objectives.terms import objective_of, revival
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 class CompiledStep:
     """Gradients of the objective, and the step that follows, without anything of size `[b, n_latents]`.
 
-    Nor is there a gradient for each latent: only of those that are active in the batch, or dead and to be revived. The
+    Nor are gradients of the matrices kept: they are added up twice, for their norm and where they move a row. The
     encoder's parameter keeps its shape `[d_in, n_latents]`, but lies in memory latent by latent.
 
     Args:
@@ -42,7 +44,7 @@ class CompiledStep:
         self.activation = activation_of(dictionary, self.loops)
         self.room = Room(self.encoder.device)
         self.starts = torch.zeros(dictionary.n_latents + 1, dtype=torch.int64, device=self.encoder.device)
-        self.sums = _Sums.of(self.starts[:0], self.room, dictionary)
+        self.slopes: _Slopes
 
     @one_for_torch()
     @torch.no_grad()
@@ -75,33 +77,39 @@ class CompiledStep:
         batch = Batch(near, active, pull, b, sparsity, aside)
         pull, terms = self.activation.back(batch)
         terms["reconstruction"] = errors[-1]
-        revived = dead if config.aux > 0 and bool(dead.any()) else None
-        self._sum_by_latent(centred, g, slots, rows, pull, revived)
         if not one:
             terms["prefixes"] = (weights[:-1] * errors[:-1]).sum()
-        whole = g.view(b, len(widths), -1)
-        to_b_dec, dictionary = whole[:, 0].sum(dim=0), self.dictionary
-        dictionary.b_dec.grad = to_b_dec - torch.mv(dictionary.W_enc.detach(), self.sums.to_offset)
-        self.activation.leave_offset(self.sums.to_offset)
-        if revived is not None:
-            terms["auxiliary"] = self._revive(x, whole[:, -1] * (-b / 2), revived)
+        whole, more = g.view(b, len(widths), -1), self._more()
+        if config.aux > 0 and bool(dead.any()):
+            terms["auxiliary"], more = self._revive(x, whole[:, -1] * (-b / 2), dead)
+        order = self.loops.sort_by_latent(slots.latents, self.starts)
+        of_atoms = Terms(self.starts, order, rows, slots.values, g, more.rows, more.to_atoms)
+        of_encoder = Terms(self.starts, order, slots.tokens, pull, centred, more.rows, more.to_encoder)
+        self._measure(of_atoms, of_encoder)
+        to_offset, dictionary = self.slopes.to_offset, self.dictionary
+        dictionary.b_dec.grad = whole[:, 0].sum(dim=0) - torch.mv(dictionary.W_enc.detach(), to_offset)
+        self.activation.leave_offset(to_offset)
+        offset: Any = self.activation.offset
+        offset.grad.index_add_(0, more.latents, more.to_offset)
         fired = torch.zeros_like(dead)
         fired[slots.latents[active]] = True
         return objective_of(terms, batch.l0, fired)
 
+    @torch.no_grad()
     def adopt(self) -> None:
         """Take over the gradients that autograd left in the parameters."""
         dictionary = self.dictionary
-        self.sums = _Sums.of(torch.arange(dictionary.n_latents), self.room, dictionary)
-        self.sums.to_atoms.copy_(dictionary.atoms.grad)
-        self.sums.to_encoder.copy_(dictionary.W_enc.grad.T)
+        latents = torch.arange(dictionary.n_latents, device=self.encoder.device)
+        given = (dictionary.atoms.grad, dictionary.W_enc.grad.T.contiguous())
+        more = self._more(latents, *given, self.encoder.new_zeros(len(latents)))
+        nothing = (self.starts.zero_(), latents[:0], latents[:0], self.encoder.new_empty(0), self.encoder[:0])
+        self._measure(Terms(*nothing, more.rows, more.to_atoms), Terms(*nothing, more.rows, more.to_encoder))
 
     def dense_gradients(self) -> dict[str, Tensor]:
         """The gradients of all parameters, in their shapes."""
-        sums, dictionary = self.sums, self.dictionary
-        found = {name: p.grad.clone() for name, p in dictionary.named_parameters() if p.grad is not None}
-        found["atoms"] = torch.zeros_like(dictionary.atoms).index_copy_(0, sums.latents, sums.to_atoms)
-        found["W_enc"] = torch.zeros_like(dictionary.W_enc).index_copy_(1, sums.latents, sums.to_encoder.T)
+        found = {name: p.grad.clone() for name, p in self.dictionary.named_parameters() if p.grad is not None}
+        found["atoms"] = self.loops.slopes(self.slopes.of_atoms)
+        found["W_enc"] = self.loops.slopes(self.slopes.of_encoder).T
         return found
 
     def _prefixes(self) -> tuple[Tensor, Tensor]:
@@ -128,71 +136,68 @@ class CompiledStep:
         self.loops.decode_and_pull(x, bounds, slots.latents, slots.values, atoms, b_dec, scales, g, pull, squares)
         return g, pull, squares.double().mean(dim=0).to(x.dtype)
 
-    def _sum_by_latent(
-        self, centred: Tensor, g: Tensor, slots: Slots, rows: Tensor, pull: Tensor, revived: Tensor | None
-    ) -> None:
-        order = self.loops.sort_by_latent(slots.latents, self.starts)
-        held = self.starts.diff() > 0
-        if revived is not None:
-            held |= revived
-        self.sums = sums = _Sums.of(held.nonzero()[:, 0], self.room, self.dictionary)
-        given = (sums.latents, self.starts, order, slots.tokens, rows, slots.values, pull, g, centred)
-        self.loops.gradients_by_latent(*given, sums.to_atoms, sums.to_encoder, sums.to_offset)
+    def _more(self, latents: Tensor | None = None, *gradients: Tensor) -> "_More":
+        """Gradients from elsewhere of these latents: of their atoms, encoder rows and offsets; of none by default."""
+        if latents is None:
+            latents, gradients = self.starts[:0], (self.encoder[:0], self.encoder[:0], self.encoder.new_empty(0))
+        rows = self.room.take("rows", self.dictionary.n_latents, dtype=torch.int32).fill_(-1)
+        rows[latents] = torch.arange(len(latents), dtype=torch.int32, device=latents.device)
+        return _More(latents, rows, *gradients)
 
-    def _revive(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-        """The auxiliary loss on a copy of the dead part of the dictionary; adds its gradients."""
-        dictionary, config, sums = self.dictionary, self.dictionary.config, self.sums
+    def _measure(self, of_atoms: Terms, of_encoder: Terms) -> None:
+        atoms, m = self.dictionary.atoms.detach(), self.dictionary.n_latents
+        along, squares = atoms.new_empty(m), atoms.new_empty(m, dtype=torch.float64)
+        self.slopes = _Slopes(of_atoms, of_encoder, along, squares, atoms.new_empty(m))
+        self.loops.measure(atoms, of_atoms, of_encoder, along, squares, self.slopes.to_offset)
+
+    def _revive(self, x: Tensor, residual: Tensor, dead: Tensor) -> tuple[Tensor, "_More"]:
+        """The auxiliary loss on a copy of the dead part of the dictionary, and its gradients."""
+        dictionary, config = self.dictionary, self.dictionary.config
         latents = dead.nonzero()[:, 0]
         part: Any = SimpleNamespace(d_in=dictionary.d_in, b_dec=dictionary.b_dec.detach())
         part.atoms = dictionary.atoms.detach()[latents].requires_grad_()
         part.W_enc = self.encoder[latents].T.requires_grad_()
-        offset = self.activation.offset
-        part.b_enc = offset.detach()[latents].requires_grad_()
+        part.b_enc = self.activation.offset.detach()[latents].requires_grad_()
         with all_for_torch(), torch.enable_grad():
             all_dead = torch.ones_like(latents, dtype=torch.bool)
             loss: Tensor = config.aux * revival(part, x, residual, all_dead, config.k_aux)
             loss.backward()  # type: ignore[no-untyped-call]
-        rows = sums.position[latents].long()
-        sums.to_atoms.index_add_(0, rows, part.atoms.grad)
-        sums.to_encoder.index_add_(0, rows, part.W_enc.grad.T)
-        assert offset.grad is not None
-        offset.grad.index_add_(0, latents, part.b_enc.grad)
-        return loss.detach()
+        given = (part.atoms.grad, part.W_enc.grad.T.contiguous(), part.b_enc.grad)
+        return loss.detach(), self._more(latents, *given)
 
     @one_for_torch()
     @torch.no_grad()
     def gradient_norm(self) -> Float[Tensor, ""]:
         """Norm of all gradients together, the atoms' without their components along the atoms."""
-        sums, atoms = self.sums, self.dictionary.atoms.detach()
-        squares = torch.zeros_like(sums.along, dtype=torch.float64)
-        self.loops.tangent_and_norms(sums.latents, atoms, sums.to_atoms, sums.to_encoder, sums.along, squares)
         rest = sum(vector.grad.double().square().sum() for vector in self._vectors())
-        norm: Tensor = (squares.sum() + rest).sqrt()
+        norm: Tensor = (self.slopes.squares.sum() + rest).sqrt()
         return norm.float()
 
     @one_for_torch()
     @torch.no_grad()
-    def move(self, optimizer: torch.optim.Adam, shrink: float) -> None:
-        """One step of Adam with the learning rate of the optimiser's group; atoms stay of norm 1.
+    def move(self, adam: Adam, lr: float, shrink: float) -> None:
+        """One step of Adam; atoms stay of norm 1.
 
         Args:
-            optimizer: Keeps the averages; steps the offsets itself.
+            adam: Keeps the averages; steps the offsets itself.
+            lr: Learning rate.
             shrink: Factor of the gradients that their clipping asks for.
         """
-        dictionary = self.dictionary
+        dictionary, slopes = self.dictionary, self.slopes
         for vector in self._vectors():
             vector.grad *= shrink
         dictionary.atoms.grad = dictionary.W_enc.grad = None
-        optimizer.step()
-        group = optimizer.param_groups[0]
-        (beta1, beta2), rate = group["betas"], group["lr"]
-        of_atoms, of_encoder = (_averages(optimizer, weight) for weight in (dictionary.atoms, dictionary.W_enc))
-        step = float(optimizer.state[dictionary.atoms]["step"])
-        shares = (rate / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, group["eps"])
-        scalars, sums = AdamScalars(shrink, *shares), self.sums
-        self.loops.move_atoms(dictionary.atoms.detach(), sums.position, sums.to_atoms, sums.along, of_atoms, scalars)
-        mean, square = of_encoder
-        self.loops.move_encoder(self.encoder, sums.position, sums.to_encoder, (mean.T, square.T), scalars)
+        adam.step(lr)
+        of_atoms, of_encoder = adam.averages(dictionary.atoms), adam.averages(dictionary.W_enc)
+        for averages in (of_atoms, of_encoder):
+            averages["step"] += 1
+        step, (beta1, beta2) = float(of_atoms["step"]), adam.betas
+        scalars = AdamScalars(shrink, lr / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, adam.eps)
+        mean, square = of_atoms["exp_avg"], of_atoms["exp_avg_sq"]
+        self.loops.move_atoms(dictionary.atoms.detach(), slopes.of_atoms, slopes.along, (mean, square), scalars)
+        mean, square = of_encoder["exp_avg"], of_encoder["exp_avg_sq"]
+        self.loops.move_encoder(self.encoder, slopes.of_encoder, (mean.T, square.T), scalars)
+        del self.slopes
 
     def _vectors(self) -> list[Any]:
         """Parameters beside the two matrices that learn: torch steps them."""
@@ -202,38 +207,35 @@ class CompiledStep:
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Gradients of the latents that have any.
+class _More:
+    """Gradients of some latents that do not come from the batch's slots.
 
     Attributes:
-        latents: Which, ascending.
-        position: Row of each latent in the next three, -1 for others.
-        to_atoms, to_encoder: One row for each of `latents`.
-        along: The component of its atom's gradient along the atom.
-        to_offset: For all latents.
+        latents: Which.
+        rows: Row of each latent of the dictionary in the next two, -1 for others.
+        to_atoms, to_encoder, to_offset: One row for each of `latents`.
     """
 
     latents: Int64[Tensor, " r"]
-    position: Int32[Tensor, " m"]
+    rows: Int32[Tensor, " m"]
     to_atoms: Float[Tensor, "r d"]
     to_encoder: Float[Tensor, "r d"]
-    along: Float[Tensor, " r"]
+    to_offset: Float[Tensor, " r"]
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """Gradients of both matrices, to be added up, and what has to be known of them beforehand.
+
+    Attributes:
+        of_atoms, of_encoder: What they are added up from.
+        along: The component of each atom's gradient along the atom.
+        squares: Of what remains of each latent's gradients.
+        to_offset: By every latent's product with the encoder, summed over the batch.
+    """
+
+    of_atoms: Terms
+    of_encoder: Terms
+    along: Float[Tensor, " m"]
+    squares: Float64[Tensor, " m"]
     to_offset: Float[Tensor, " m"]
-
-    @classmethod
-    def of(cls, latents: Tensor, room: Room, dictionary: AbstractDictionary) -> "_Sums":
-        """Room for the sums of these latents; what it holds is left over, but for `to_offset`: 0."""
-        n, (m, d) = len(latents), dictionary.atoms.shape
-        position = room.take("position", m, dtype=torch.int32).fill_(-1)
-        position[latents] = torch.arange(n, dtype=torch.int32, device=latents.device)
-        to_atoms, to_encoder = room.take("to_atoms", n, d), room.take("to_encoder", n, d)
-        return cls(latents, position, to_atoms, to_encoder, room.take("along", n), to_atoms.new_zeros(m))
-
-
-def _averages(optimizer: torch.optim.Adam, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Adam's averages of a weight, its count of steps one higher; zeros at first, laid out as the weight is."""
-    state = optimizer.state[weight]
-    if not state:
-        state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-    state["step"] += 1
-    return state["exp_avg"], state["exp_avg_sq"]

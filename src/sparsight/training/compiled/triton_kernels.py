@@ -5,12 +5,17 @@ their speed has not been measured, for want of a GPU. Sums are taken in the orde
 gives the same bits every time.
 """
 
+from typing import Any, no_type_check
+
 import triton
 import triton.language as tl
-from jaxtyping import BFloat16, Float, Int32, Int64
+from jaxtyping import BFloat16, Float, Int64
 from torch import Tensor
 
 from sparsight.training.compiled.scalars import AdamScalars
+from sparsight.training.compiled.terms import Terms
+
+_kernel: Any = triton.jit
 
 
 def decode_and_pull(
@@ -32,8 +37,9 @@ def decode_and_pull(
         _decode_and_pull[(b,)](*given, d, PREFIXES=len(scales), D=triton.next_power_of_2(d))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _decode_and_pull(  # type: ignore[no-untyped-def]
+@_kernel
+@no_type_check
+def _decode_and_pull(
     bounds,
     latents,
     values,
@@ -70,115 +76,110 @@ def _decode_and_pull(  # type: ignore[no-untyped-def]
             tl.store(pull + s, tl.sum(after * atom, axis=0))
 
 
-def gradients_by_latent(
-    which: Int64[Tensor, " r"],
-    starts: Int64[Tensor, " m1"],
-    order: Int64[Tensor, " s"],
-    tokens: Int64[Tensor, " s"],
-    rows: Int64[Tensor, " s"],
-    values: Float[Tensor, " s"],
-    pull: Float[Tensor, " s"],
-    g: Float[Tensor, "bp d"],
-    centred: Float[Tensor, "b d"],
-    to_atoms: Float[Tensor, "r d"],
-    to_encoder: Float[Tensor, "r d"],
+@_kernel
+@no_type_check
+def _slope(i, starts, order, of, weights, source, extra, more, d, dims, real, D: tl.constexpr):
+    """Latent `i`'s gradient, 0 if it has none."""
+    total = tl.zeros((D,), tl.float32)
+    for position in range(tl.load(starts + i), tl.load(starts + i + 1)):
+        s = tl.load(order + position)
+        total += tl.load(weights + s) * tl.load(source + tl.load(of + s) * d + dims, mask=real, other=0.0)
+    r = tl.load(extra + i).to(tl.int64)
+    return total + tl.load(more + r * d + dims, mask=real & (r >= 0), other=0.0)
+
+
+def slopes(found: Float[Tensor, "m d"], terms: Terms) -> None:
+    """As `kernels.slopes`."""
+    m, d = found.shape
+    _slopes[(m,)](found, *terms, d, D=triton.next_power_of_2(d))
+
+
+@_kernel
+@no_type_check
+def _slopes(found, starts, order, of, weights, source, extra, more, d, D: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64)
+    dims = tl.arange(0, D)
+    real = dims < d
+    gradient = _slope(i, starts, order, of, weights, source, extra, more, d, dims, real, D)
+    tl.store(found + i * d + dims, gradient, mask=real)
+
+
+def slopes_measured(
+    atoms: Float[Tensor, "m d"],
+    of_atoms: Terms,
+    of_encoder: Terms,
+    along: Float[Tensor, " m"],
+    squares: Float[Tensor, " m"],
     to_offset: Float[Tensor, " m"],
 ) -> None:
-    """As `kernels.gradients_by_latent`."""
-    d = g.shape[1]
-    if len(which) > 0:
-        given = (which, starts, order, tokens, rows, values, pull, g, centred, to_atoms, to_encoder, to_offset)
-        _gradients_by_latent[(len(which),)](*given, d, D=triton.next_power_of_2(d))
+    """As `kernels.slopes_measured`; squares in float64, each summed in float32."""
+    m, d = atoms.shape
+    own = (of_encoder.of, of_encoder.weights, of_encoder.source, of_encoder.more)
+    _slopes_measured[(m,)](atoms, *of_atoms, *own, along, squares, to_offset, d, D=triton.next_power_of_2(d))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _gradients_by_latent(  # type: ignore[no-untyped-def]
-    which,
+@_kernel
+@no_type_check
+def _slopes_measured(
+    atoms,
     starts,
     order,
-    tokens,
     rows,
     values,
-    pull,
     g,
+    extra,
+    more_to_atoms,
+    tokens,
+    pull,
     centred,
-    to_atoms,
-    to_encoder,
+    more_to_encoder,
+    along,
+    squares,
     to_offset,
     d,
     D: tl.constexpr,
 ):
-    r = tl.program_id(0).to(tl.int64)
-    i = tl.load(which + r)
+    i = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, D)
     real = dims < d
-    of_atom = tl.zeros((D,), tl.float32)
-    of_encoder = tl.zeros((D,), tl.float32)
+    atom = tl.load(atoms + i * d + dims, mask=real, other=0.0)
+    gradient = _slope(i, starts, order, rows, values, g, extra, more_to_atoms, d, dims, real, D)
+    row = _slope(i, starts, order, tokens, pull, centred, extra, more_to_encoder, d, dims, real, D)
     total = 0.0
     for position in range(tl.load(starts + i), tl.load(starts + i + 1)):
-        s = tl.load(order + position)
-        weight = tl.load(pull + s)
-        up = tl.load(g + tl.load(rows + s) * d + dims, mask=real, other=0.0)
-        x = tl.load(centred + tl.load(tokens + s) * d + dims, mask=real, other=0.0)
-        of_atom += tl.load(values + s) * up
-        of_encoder += weight * x
-        total += weight
-    tl.store(to_atoms + r * d + dims, of_atom, mask=real)
-    tl.store(to_encoder + r * d + dims, of_encoder, mask=real)
-    tl.store(to_offset + i, total)
-
-
-def tangent_and_norms(
-    which: Int64[Tensor, " r"],
-    atoms: Float[Tensor, "m d"],
-    to_atoms: Float[Tensor, "r d"],
-    to_encoder: Float[Tensor, "r d"],
-    along: Float[Tensor, " r"],
-    squares: Float[Tensor, " r"],
-) -> None:
-    """As `kernels.tangent_and_norms`; squares in float64, each summed in float32."""
-    d = atoms.shape[1]
-    if len(which) > 0:
-        given = (which, atoms, to_atoms, to_encoder, along, squares)
-        _tangent_and_norms[(len(which),)](*given, d, D=triton.next_power_of_2(d))
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _tangent_and_norms(  # type: ignore[no-untyped-def]
-    which, atoms, to_atoms, to_encoder, along, squares, d, D: tl.constexpr
-):
-    r = tl.program_id(0).to(tl.int64)
-    dims = tl.arange(0, D)
-    real = dims < d
-    atom = tl.load(atoms + tl.load(which + r) * d + dims, mask=real, other=0.0)
-    gradient = tl.load(to_atoms + r * d + dims, mask=real, other=0.0)
-    row = tl.load(to_encoder + r * d + dims, mask=real, other=0.0)
+        total += tl.load(pull + tl.load(order + position))
     inner = tl.sum(gradient * atom, axis=0)
     rest = gradient - inner * atom
-    tl.store(along + r, inner)
-    tl.store(squares + r, (tl.sum(rest * rest, axis=0) + tl.sum(row * row, axis=0)).to(tl.float64))
+    tl.store(along + i, inner)
+    tl.store(squares + i, (tl.sum(rest * rest, axis=0) + tl.sum(row * row, axis=0)).to(tl.float64))
+    tl.store(to_offset + i, total)
 
 
 def adam(
     weights: Float[Tensor, "m d"],
-    position: Int32[Tensor, " m"],
-    gradient: Float[Tensor, "r d"],
-    along: Float[Tensor, " r"] | None,
+    terms: Terms,
+    along: Float[Tensor, " m"] | None,
     mean: Float[Tensor, "m d"],
     square: Float[Tensor, "m d"],
     scalars: AdamScalars,
 ) -> None:
     """Adam on rows, in one pass; with `along` on the sphere, as `kernels.adam_on_the_sphere`."""
     m, d = weights.shape
-    given = (weights, position, gradient, gradient if along is None else along, mean, square, *scalars)
+    given = (weights, *terms, weights if along is None else along, mean, square, *scalars)
     _adam[(m,)](*given, d, SPHERE=along is not None, D=triton.next_power_of_2(d))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _adam(  # type: ignore[no-untyped-def]
+@_kernel
+@no_type_check
+def _adam(
     weights,
-    position,
-    gradient,
+    starts,
+    order,
+    of,
+    factors,
+    source,
+    extra,
+    more,
     along,
     mean,
     square,
@@ -196,12 +197,10 @@ def _adam(  # type: ignore[no-untyped-def]
     dims = tl.arange(0, D)
     real = dims < d
     here = i * d + dims
-    r = tl.load(position + i).to(tl.int64)
-    has = r >= 0
     row = tl.load(weights + here, mask=real, other=0.0)
-    slope = tl.load(gradient + r * d + dims, mask=real & has, other=0.0)
+    slope = _slope(i, starts, order, of, factors, source, extra, more, d, dims, real, D)
     if SPHERE:
-        slope -= tl.load(along + r, mask=has, other=0.0) * row
+        slope -= tl.load(along + i) * row
     slope = slope * shrink
     average = beta1 * tl.load(mean + here, mask=real, other=0.0) + (1 - beta1) * slope
     second = beta2 * tl.load(square + here, mask=real, other=0.0) + (1 - beta2) * slope * slope
@@ -226,8 +225,9 @@ def round_rows(
         _off_and_norms[(m,)](rows, rounded, errors, norms, d, D=triton.next_power_of_2(d))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _off_and_norms(rows, rounded, errors, norms, d, D: tl.constexpr):  # type: ignore[no-untyped-def]
+@_kernel
+@no_type_check
+def _off_and_norms(rows, rounded, errors, norms, d, D: tl.constexpr):
     i = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, D)
     real = dims < d
@@ -250,8 +250,9 @@ def dots(
         _dots[(len(tokens),)](x, rows, tokens, which, found, d, D=triton.next_power_of_2(d))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _dots(x, rows, tokens, which, found, d, D: tl.constexpr):  # type: ignore[no-untyped-def]
+@_kernel
+@no_type_check
+def _dots(x, rows, tokens, which, found, d, D: tl.constexpr):
     s = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, D)
     real = dims < d

@@ -1,5 +1,6 @@
 """The processes of a run: which one this is, and how they come to agree."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,7 +111,14 @@ def join_processes(device: str) -> tuple[torch.device, Processes]:
     place = torch.device(name)
     if several and not dist.is_initialized():
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # Its threads must have ended before the interpreter does: C++ aborts the process otherwise.
+        atexit.register(_leave)
     return place, current_processes()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def check_processes(processes: Processes, training: Training) -> None:
