@@ -10,8 +10,9 @@ from planted_features import PlantedStore, Reader, directions, documents
 from sparsight.dictionaries import TopK
 from sparsight.errors import DataError, UndefinedMetric
 from sparsight.evaluation.features import FeatureReport, Meaning, read_labels, report
-from sparsight.evaluation.features.labelled import Documents, labelled_features
+from sparsight.evaluation.features.labelled import Documents, examples_of, labelled_features
 from sparsight.evaluation.features.mediation import Exchange, StoredTexts, along, pairs_of, whole
+from sparsight.evaluation.features.nonlinearity import compare
 from sparsight.evaluation.features.scores import Resampling
 from sparsight.evaluation.features.within import linear_within
 from sparsight.models import Site
@@ -106,49 +107,62 @@ def test_a_feature_of_the_token_is_said_to_be_one_and_still_holds_on_words_never
 
 def test_exclusive_or_is_told_by_the_mlp_and_by_no_linear_probe(found):
     r = of(found, "either")
-    assert not r.linear
-    assert r.nonlinearity.value > 0.3
+    assert r.linearity.home.gain.value > 0.3
     by = {p.probe: p.accuracy.value for p in r.probes if p.k is None}
     assert by["mlp"] > 0.9
     assert max(by["logistic"], by["discriminant"], by["difference in means"]) < 0.65
-    assert of(found, "one").linear
-    assert of(found, "day").linear
+    assert of(found, "one").linearity.verdict == of(found, "day").linearity.verdict == "linear"
+
+
+def test_what_is_not_told_has_no_verdict_on_how(found):
+    assert of(found, "noise").linearity is None
+    assert "is better than chance" in of(found, "noise").not_measured["linearity"]
 
 
 def test_exclusive_or_is_linear_within_each_class_of_one_of_its_bits(found):
     """The store labels one bit; within either of its classes the exclusive or is the other bit, up to its sign."""
-    w = of(found, "either").within
+    assert of(found, "either").linearity.verdict == "linear within"
+    assert "in each one" in found.to_table()
+    w = of(found, "either").linearity.within
     assert w.given == "one"
     assert w.pooled.value < 0.65
     assert w.within.value > 0.98
     assert w.gain.low > 0.3
     assert abs(w.nonlinearity.value) < 0.02
-    assert of(found, "one").within is None
+    assert w.shared == pytest.approx(-1, abs=0.05)
+
+
+def within(store, labels, sizes=(1500, 600, 1200)):
+    """The exclusive or within the classes of other features."""
+    features = labelled_features(store, labels, MEANINGS)
+    e = examples_of(features[0], Documents.of(store), sizes=sizes, seed=1)
+    xs = tuple(store.rows(HOME, part.rows) for part in (e.fit, e.choose, e.judge))
+    pooled = compare(str(HOME), xs, e, Resampling(20), seed=1)
+    return linear_within(xs, e, features[1:], pooled, Resampling(20))
 
 
 def test_a_feature_that_tells_the_class_itself_is_no_way_to_be_linear():
     """Within the classes of a copy of the labels there is one class only: nothing is fitted, and nothing is won."""
     store, _, _ = planted()
-    labels = store.labels(slice(0, N))
-    features = labelled_features(store, {"either": labels["either"], "copy": labels["either"]}, MEANINGS)
-    found = linear_within(store, HOME, features[0], features[1:], Documents.of(store), Resampling(20), seed=1)
+    either = store.labels(slice(0, N))["either"]
+    found = within(store, {"either": either, "copy": either})
     assert found.given == "copy"
     assert found.within == found.pooled
+    assert not found.linear
     with pytest.raises(UndefinedMetric, match="none to look within"):
-        linear_within(store, HOME, features[0], features[:1], Documents.of(store), Resampling(20))
+        within(store, {"either": either})
 
 
 def test_what_to_look_within_is_chosen_without_a_look_at_the_documents_that_judge():
     """One of two features is the bit on the choosing documents and noise on the judging ones, the other the reverse."""
     store, _, _ = planted()
-    documents_ = Documents.of(store)
-    bit, noise = store.labels(slice(0, N))["one"], store.labels(slice(0, N))["noise"]
-    named = {"choosing": torch.where(documents_.side == 2, noise, bit),
-             "judging": torch.where(documents_.side == 1, noise, bit)}  # fmt: skip
-    either, *others = labelled_features(store, {"either": store.labels(slice(0, N))["either"], **named}, MEANINGS)
-    found = linear_within(store, HOME, either, others, documents_, Resampling(20), seed=1)
+    side, labels = Documents.of(store).side, store.labels(slice(0, N))
+    bit, noise = labels["one"], labels["noise"]
+    named = {"choosing": torch.where(side == 2, noise, bit), "judging": torch.where(side == 1, noise, bit)}
+    found = within(store, {"either": labels["either"], **named})
     assert found.given == "choosing"
     assert found.within.value < 0.65
+    assert not found.linear
 
 
 def test_what_is_not_defined_at_the_tokens_is_no_way_to_look_within():
@@ -158,9 +172,8 @@ def test_what_is_not_defined_at_the_tokens_is_no_way_to_look_within():
     holes[::5] = -1
     many = torch.arange(N) % 17
     for other in (holes, many):
-        features = labelled_features(store, {"either": labels["either"], "other": other}, MEANINGS)
         with pytest.raises(UndefinedMetric, match="none to look within"):
-            linear_within(store, HOME, features[0], features[1:], Documents.of(store), Resampling(20))
+            within(store, {"either": labels["either"], "other": other})
 
 
 def test_days_are_a_circle_of_two_dimensions(found):
@@ -227,8 +240,6 @@ def test_exchanging_all_or_nothing():
     """Along every direction is the whole exchange; along none costs nothing."""
     store, lm, _ = planted()
     texts = StoredTexts(store)
-    from sparsight.evaluation.features.labelled import Documents, examples_of, labelled_features
-
     day = labelled_features(store, ["day"], MEANINGS)[0]
     pairs = pairs_of(examples_of(day, Documents.of(store)).judge, texts, n_pairs=20)
     assert (store.labels(pairs.base)["day"] != store.labels(pairs.other)["day"]).all()

@@ -24,8 +24,10 @@ from sparsight.evaluation.features.geometry import (
 )
 from sparsight.evaluation.features.labelled import Documents, Examples, Labelled, examples_of
 from sparsight.evaluation.features.leace import Leace
+from sparsight.evaluation.features.linearity import SIZES
 from sparsight.evaluation.features.mediation import ENOUGH, Exchange, MediationRecord, StoredTexts, joined, mediation
 from sparsight.evaluation.features.moves import MoveRecord, Places, Speakers, moves, next_tokens
+from sparsight.evaluation.features.nonlinearity import Sides, SiteLinearity, answers, chosen_logistic, compared
 from sparsight.evaluation.features.probes import (
     Probe,
     control_labels,
@@ -37,7 +39,8 @@ from sparsight.evaluation.features.probes import (
     type_folds,
 )
 from sparsight.evaluation.features.report_record import HeldOutTypes, ProbeRecord
-from sparsight.evaluation.features.rotation import N_PROMPTS, Prompts, RotationRecord, answers, rotation
+from sparsight.evaluation.features.rotation import N_PROMPTS, Prompts, RotationRecord, rotation
+from sparsight.evaluation.features.rotation import answers as next_answers
 from sparsight.evaluation.features.scores import (
     Resampling,
     balanced_accuracy,
@@ -47,37 +50,25 @@ from sparsight.evaluation.features.scores import (
     token_identity_answers,
 )
 from sparsight.evaluation.features.site_map import Control
-from sparsight.evaluation.features.within import SIZES
 from sparsight.evaluation.reading import Predicts, StoredActivations
 from sparsight.evaluation.record import Estimate
 from sparsight.models import Site
 
-BEYOND_DOUBT = 0.02
-"""An MLP must find at least so much more than logistic regression for a representation to count as non-linear."""
-
 NEURONS = (1, 4, 16)
-
-Sides = tuple[Tensor, Tensor, Tensor]
-"""Activations of the examples to fit on, to choose on and to judge on."""
 
 
 def probes_at(
-    xs: Sides, examples: Examples, control: Control | None, resampling: Resampling, *, seed: int
-) -> tuple[list[ProbeRecord], Estimate]:
-    """Every kind of probe, against control labels where that is cheap; and what the MLP finds beyond the linear one.
-
-    Returns:
-        Records, and accuracy of the MLP minus that of logistic regression.
-    """
+    site: str, xs: Sides, examples: Examples, control: Control | None, resampling: Resampling, *, seed: int
+) -> tuple[list[ProbeRecord], SiteLinearity]:
+    """Every kind of probe, against control labels where that is cheap; and what the MLP finds beyond the linear one."""
     n, fit, judge = examples.n_classes, examples.fit, examples.judge
     fitted: list[tuple[str, int | None, Probe, Probe | None, bool]] = []
     for name, kind in (("difference in means", difference_in_means), ("discriminant", discriminant)):
         fooled = None if control is None else kind(xs[0], control.fit, n)
         fitted.append((name, None, kind(xs[0], fit.y, n), fooled, True))
-    linear = logistic(xs[0], fit.y, n)
-    fitted.append(
-        ("logistic", None, linear, None if control is None else logistic(xs[0], control.fit, n), linear.converged)
-    )
+    linear, strength = chosen_logistic(xs, examples)
+    fooled_linear = None if control is None else logistic(xs[0], control.fit, n, strength=strength)
+    fitted.append(("logistic", None, linear, fooled_linear, linear.converged))
     for k in NEURONS:
         if k <= xs[0].shape[1]:
             sparse = k_sparse(xs[0], fit.y, n, k)
@@ -90,14 +81,14 @@ def probes_at(
         found = score(probe, xs[2], judge, n)
         selectivity = None
         if fooled_probe is not None and control is not None:
-            mistaken = fooled_probe.scores(xs[2]).argmax(dim=1)
+            mistaken = answers(fooled_probe, xs[2])
             selectivity = difference(found, hits(mistaken, control.judge, judge.document_ids, n), resampling)
         accuracy = resampling.of(found, balanced_accuracy)
         records.append(
             ProbeRecord(probe=name, k=width, accuracy=accuracy, selectivity=selectivity, converged=converged)
         )
-    beyond = difference(score(network, xs[2], judge, n), score(linear, xs[2], judge, n), resampling)
-    return records, beyond
+    both = compared(site, answers(linear, xs[2]), answers(network, xs[2]), strength, examples, resampling)
+    return records, both.record
 
 
 def beyond_token(xs: Sides, examples: Examples, resampling: Resampling) -> Estimate:
@@ -294,7 +285,7 @@ def rotation_of(
         raise UndefinedMetric("no circle was found to turn")
     if e.n_classes < len(e.feature.classes):
         raise UndefinedMetric("classes are missing, so that some steps have no answer")
-    prompts = Prompts.of(texts, e.judge, answers(texts, e.fit, e.n_classes, e.n_strata), N_PROMPTS, seed)
+    prompts = Prompts.of(texts, e.judge, next_answers(texts, e.fit, e.n_classes, e.n_strata), N_PROMPTS, seed)
     _, y, strata = joined(e)
     harmonics = candidate_periods("cyclic", e.n_classes, n)
     return rotation(

@@ -10,17 +10,17 @@ from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.features import home as at_home
 from sparsight.evaluation.features.labelled import Documents, Examples, Labelled
 from sparsight.evaluation.features.latents import Coded, Yardstick, best_of_each_class, overlap, smallest_set
+from sparsight.evaluation.features.linearity import LinearityRecord, linearity_of
 from sparsight.evaluation.features.mediation import Exchange, Pairs, StoredTexts, class_subspaces, pairs_of
+from sparsight.evaluation.features.nonlinearity import Sides, SiteLinearity, low
 from sparsight.evaluation.features.report_record import (
     LatentRecord,
     LatentSetRecord,
     Link,
     RepresentationRecord,
-    SiteScore,
 )
 from sparsight.evaluation.features.scores import Resampling
-from sparsight.evaluation.features.site_map import Control, home_of
-from sparsight.evaluation.features.within import linear_within
+from sparsight.evaluation.features.site_map import Control, SiteScore, home_of
 from sparsight.evaluation.reading import Predicts, StoredActivations
 from sparsight.evaluation.record import Estimate
 from sparsight.models import Site
@@ -70,7 +70,7 @@ class Measure:
         name, home = e.feature.name, home_of(scores)
         xs = self._read(Site.parse(home), e)
         missing: dict[str, str] = {}
-        probes, beyond = at_home.probes_at(xs, e, control, self.resampling, seed=self.seed)
+        probes, screen = at_home.probes_at(home, xs, e, control, self.resampling, seed=self.seed)
         types = _or_reason(missing, "heldout_types", at_home.heldout_types, xs, e, self.resampling, seed=self.seed)
         arrangement = _or_reason(missing, "geometry", at_home.Arrangement.of, xs, e)
         shape = None
@@ -82,8 +82,7 @@ class Measure:
         if pairs is not None and arrangement is not None:
             effects = self._effects(missing, Site.parse(home), xs, e, arrangement, shape, pairs)
         more = at_home.beyond_token(xs, e, self.resampling)
-        linear = (beyond.low if beyond.low is not None else beyond.value) <= at_home.BEYOND_DOUBT
-        within = None if linear else self._within(missing, Site.parse(home), e)
+        linearity = self._linearity(missing, scores, screen, e)
         represented, because = _verdict(e, next(s for s in scores if s.site == home), more, types)
         found = Found(
             RepresentationRecord(
@@ -95,12 +94,10 @@ class Measure:
                 sites=scores,
                 probes=probes,
                 heldout_types=types,
-                nonlinearity=beyond,
-                linear=linear,
-                within=within,
+                linearity=linearity,
                 dimension=at_home.dimension_of(arrangement, xs, e, effects["mediation"], self.resampling),
                 geometry=shape,
-                moves_within=self._moves_within(missing, Site.parse(home), e, within),
+                moves_within=self._moves_within(missing, Site.parse(home), e, linearity),
                 not_measured=missing,
                 **effects,
             )
@@ -117,7 +114,7 @@ class Measure:
             self._latents(found, label, dictionary, site, e, yardsticks[site], at)
         return found
 
-    def _read(self, site: Site, e: Examples) -> at_home.Sides:
+    def _read(self, site: Site, e: Examples) -> Sides:
         rows = self.store.rows
         return rows(site, e.fit.rows), rows(site, e.choose.rows), rows(site, e.judge.rows)
 
@@ -137,7 +134,7 @@ class Measure:
         self,
         missing: dict[str, str],
         site: Site,
-        xs: at_home.Sides,
+        xs: Sides,
         e: Examples,
         arrangement: at_home.Arrangement,
         shape: Any,
@@ -161,11 +158,15 @@ class Measure:
         moved = (*at, shape.family, e, self.resampling)
         return found | {"rotation": None, "moves": _or_reason(missing, "moves", at_home.moves_of, *moved, **settings)}
 
-    def _within(self, missing: dict[str, str], site: Site, e: Examples) -> Any:
-        where = (self.store, site, e.feature, self.features, self.documents, self.resampling)
-        return _or_reason(missing, "within", linear_within, *where, seed=self.seed)
+    def _linearity(
+        self, missing: dict[str, str], scores: list[SiteScore], screen: SiteLinearity, e: Examples
+    ) -> LinearityRecord | None:
+        where = (self.store, [s.site for s in scores], e, self.features, self.documents, screen)
+        found = _or_reason(missing, "linearity", linearity_of, *where, self.resampling, seed=self.seed)
+        return found if isinstance(found, LinearityRecord) else None
 
-    def _moves_within(self, missing: dict[str, str], site: Site, e: Examples, within: Any) -> Any:
+    def _moves_within(self, missing: dict[str, str], site: Site, e: Examples, linearity: LinearityRecord | None) -> Any:
+        within = None if linearity is None else linearity.within
         if within is None or self.texts is None or e.feature.kind == "cyclic":
             return None
         given = next(f for f in self.features if f.name == within.given)
@@ -225,21 +226,16 @@ def _or_reason(missing: dict[str, str], name: str, function: Any, *args: Any, **
         return None
 
 
-def _low(estimate: Estimate) -> float:
-    """Lower end, or the value where there is no interval."""
-    return estimate.low if estimate.low is not None else estimate.value
-
-
 def _verdict(e: Examples, score: SiteScore, beyond_token: Estimate, types: Any) -> tuple[bool, str]:
     """Represented or not, and why."""
     chance = 1 / e.n_classes
-    if _low(score.accuracy) <= chance:
+    if low(score.accuracy) <= chance:
         return False, f"a linear probe is no better than chance ({score.accuracy} against {chance:.3f})"
-    if score.selectivity is not None and _low(score.selectivity) > 0:
+    if score.selectivity is not None and low(score.selectivity) > 0:
         return True, f"a linear probe beats control labels by {score.selectivity}"
-    if _low(beyond_token) > 0:
+    if low(beyond_token) > 0:
         return True, f"a linear probe beats what the token itself tells by {beyond_token}"
-    if types is not None and _low(types.accuracy) > chance:
+    if types is not None and low(types.accuracy) > chance:
         return True, f"a linear probe is right on {types.accuracy} of token types never seen, chance is {chance:.3f}"
     return False, f"a linear probe tells no more than the token itself does ({beyond_token})"
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from sparsight.evaluation.features.report_record import FeatureReport, RepresentationRecord, SiteScore
-from sparsight.evaluation.features.report_table import home_score
+from sparsight.evaluation.features.report_record import FeatureReport, RepresentationRecord
+from sparsight.evaluation.features.report_table import home_score, linear_or_not
+from sparsight.evaluation.features.site_map import SiteScore
 from sparsight.models import Site
 
 _STYLE = """
@@ -144,16 +145,11 @@ def _representation(report: FeatureReport, r: RepresentationRecord) -> Markup:
     said = {
         "represented": f"{'yes' if r.represented else 'no'}: {r.because}",
         "home": f"{r.home}, accuracy {home_score(r).accuracy}",
-        "linear": f"{'yes' if r.linear else 'no'}: an MLP adds {r.nonlinearity}",
         "dimensions": f"{'-' if d.participation is None else f'{d.participation:.2f}'} by spread, {d.leace_rank} by "
         f"erasure, {'-' if d.mediated_rank is None else d.mediated_rank} carry 90 % of the effect",
     }
-    if r.within is not None:
-        w = r.within
-        said["linear within"] = (
-            f"each {w.given}: {w.within}, one linear probe for all {w.pooled}, MLP {w.mlp}; "
-            f"the MLP adds {w.nonlinearity}"
-        )
+    if r.linearity is not None:
+        said["linear"] = f"{linear_or_not(r)}: {r.linearity.because}"
     if r.heldout_types is not None:
         said["token types never seen"] = f"{r.heldout_types.accuracy} of {r.heldout_types.n_types} types"
     if g is not None:
@@ -194,12 +190,32 @@ def _representation(report: FeatureReport, r: RepresentationRecord) -> Markup:
                 ", ".join(f"{p:g}" for p in family.periods),
             )
         drawn += Markup("</table>")
+    drawn += _kinds(r)
     drawn += Markup("<table><tr><th>probe<th>accuracy<th>selectivity")
     for p in r.probes:
         name = p.probe if p.k is None else f"{p.probe}, k={p.k}"
         drawn += Markup("<tr><td>{}<td>{:.3f}<td>{}").format(
             name, p.accuracy.value, "" if p.selectivity is None else f"{p.selectivity.value:.3f}"
         )
+    return drawn + Markup("</table>")
+
+
+def _kinds(r: RepresentationRecord) -> Markup:
+    """Where a feature is not linear: the probes within each class of the other feature, and at other sites."""
+    if r.linearity is None or r.linearity.verdict in ("linear", "undecided"):
+        return Markup("")
+    drawn, within = Markup(""), r.linearity.within
+    if within is not None:
+        shared = "" if within.shared is None else f" (arrangement shared: {within.shared:.2f})"
+        drawn += Markup("<table><tr><th>{}{}<th>one linear probe<th>one for each<th>MLP").format(within.given, shared)
+        for k in within.kinds:
+            row = "<tr><td>{}<td>{:.3f}<td>{:.3f}<td>{:.3f}"
+            drawn += Markup(row).format(k.kind, k.pooled, k.within, k.mlp)
+        drawn += Markup("</table>")
+    drawn += Markup("<table><tr><th>site<th>linear<th>MLP<th>MLP adds<th>verdict")
+    for s in (r.linearity.home, *r.linearity.elsewhere):
+        row = "<tr><td>{}<td>{:.3f}<td>{:.3f}<td>{}<td>{}"
+        drawn += Markup(row).format(s.site, s.linear.value, s.mlp.value, s.gain, s.verdict)
     return drawn + Markup("</table>")
 
 

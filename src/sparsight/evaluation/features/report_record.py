@@ -4,10 +4,11 @@ from typing import Literal
 
 from sparsight.evaluation.features.dimension import DimensionRecord
 from sparsight.evaluation.features.geometry import GeometryRecord
+from sparsight.evaluation.features.linearity import LinearityRecord
 from sparsight.evaluation.features.mediation import MediationRecord
 from sparsight.evaluation.features.moves import MoveRecord
 from sparsight.evaluation.features.rotation import RotationRecord
-from sparsight.evaluation.features.within import WithinRecord
+from sparsight.evaluation.features.site_map import SiteScore
 from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.record import Estimate
 
@@ -34,24 +35,6 @@ class FeatureRecord(Record):
     n_token_types: int
     token_identity: float
     left_out: dict[str, str]
-
-
-class SiteScore(Record):
-    """A linear probe at one site.
-
-    Attributes:
-        site: Where.
-        accuracy: Balanced accuracy of Fisher's discriminant on held-out documents; one over the classes is chance.
-        control: The same for labels drawn at random for each token type; null where there are too few types.
-        selectivity: Accuracy minus control, the same documents drawn for both.
-        choosing: Accuracy on the documents that choices are made on.
-    """
-
-    site: str
-    accuracy: Estimate
-    control: float | None
-    selectivity: Estimate | None
-    choosing: float
 
 
 class ProbeRecord(Record):
@@ -100,12 +83,11 @@ class RepresentationRecord(Record):
         sites: The map.
         probes: Kinds of probe at the home site.
         heldout_types: Null with a reason in `not_measured`.
-        nonlinearity: Accuracy of the MLP minus that of logistic regression.
-        linear: Whether the MLP finds no more than 0.02 beyond doubt.
-        within: Where it does: whether the feature is linear within the classes of another one.
+        linearity: Whether one direction for each class tells it as well as an MLP does; null with a reason in
+            `not_measured` where neither tells it.
         dimension, geometry: Of the representation.
         mediation, rotation, moves: By intervention; null with a reason in `not_measured`.
-        moves_within: By the class means of each class of `within.given`.
+        moves_within: By the class means of each class of `linearity.within.given`.
         not_measured: Why something has no value.
     """
 
@@ -117,9 +99,7 @@ class RepresentationRecord(Record):
     sites: list[SiteScore]
     probes: list[ProbeRecord]
     heldout_types: HeldOutTypes | None
-    nonlinearity: Estimate | None
-    linear: bool | None
-    within: WithinRecord | None
+    linearity: LinearityRecord | None
     dimension: DimensionRecord
     geometry: GeometryRecord | None
     mediation: MediationRecord | None

@@ -1,6 +1,7 @@
 """A feature report as tables for a terminal. Layout only."""
 
-from sparsight.evaluation.features.report_record import FeatureReport, LatentSetRecord, RepresentationRecord, SiteScore
+from sparsight.evaluation.features.report_record import FeatureReport, LatentSetRecord, RepresentationRecord
+from sparsight.evaluation.features.site_map import SiteScore
 from sparsight.evaluation.tables import rendered, titled
 
 
@@ -20,7 +21,7 @@ def report_table(report: FeatureReport) -> str:
         "control",
         "unseen types",
         "MLP adds",
-        "within",
+        "linear",
     )
     kinds = {f.name: f for f in report.features}
     for r in report.representations:
@@ -33,8 +34,8 @@ def report_table(report: FeatureReport) -> str:
             f"{here.accuracy.value:.3f}",
             _number(here.control),
             _number(None if r.heldout_types is None else r.heldout_types.accuracy.value),
-            _number(None if r.nonlinearity is None else r.nonlinearity.value),
-            "" if r.within is None else f"{r.within.nonlinearity.value:.3f} in each {r.within.given}",
+            _number(None if r.linearity is None else r.linearity.home.gain.value),
+            linear_or_not(r),
         )
     how = titled(
         "How: dimensions by spread, by erasure, by effect; shape; mediated fraction of one token's exchange",
@@ -77,6 +78,15 @@ def report_table(report: FeatureReport) -> str:
 def home_score(r: RepresentationRecord) -> SiteScore:
     """The score at the home site."""
     return next(s for s in r.sites if s.site == r.home)
+
+
+def linear_or_not(r: RepresentationRecord) -> str:
+    """The verdict in a word or two; empty where there is none."""
+    if r.linearity is None:
+        return ""
+    if r.linearity.verdict == "linear within" and r.linearity.within is not None:
+        return f"in each {r.linearity.within.given}"
+    return {"linear": "yes", "not linear": "no"}.get(r.linearity.verdict, r.linearity.verdict)
 
 
 def _how(r: RepresentationRecord) -> list[str]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from sparsight.errors import UndefinedMetric
 from sparsight.evaluation.features.labelled import Examples
 from sparsight.evaluation.features.probes import control_labels, discriminant
-from sparsight.evaluation.features.report_record import SiteScore
 from sparsight.evaluation.features.scores import Resampling, balanced_accuracy, difference, hits, score
+from sparsight.evaluation.frozen_record import Record
 from sparsight.evaluation.reading import StoredActivations, reported
+from sparsight.evaluation.record import Estimate
 from sparsight.models import Site
 
 STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
@@ -20,6 +21,24 @@ STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
 
 WITHIN = 0.01
 """A site is as good as another if its accuracy is at most so much below."""
+
+
+class SiteScore(Record):
+    """A linear probe at one site.
+
+    Attributes:
+        site: Where.
+        accuracy: Balanced accuracy of Fisher's discriminant on held-out documents; one over the classes is chance.
+        control: The same for labels drawn at random for each token type; null where there are too few types.
+        selectivity: Accuracy minus control, the same documents drawn for both.
+        choosing: Accuracy on the documents that choices are made on.
+    """
+
+    site: str
+    accuracy: Estimate
+    control: float | None
+    selectivity: Estimate | None
+    choosing: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +146,12 @@ def _score(site: Site, here: Read, e: Examples, control: Control | None, resampl
 
 def home_of(scores: Sequence[SiteScore]) -> str:
     """The earliest site of the residual stream (of all, where none was read) as good as the best for choosing."""
-    stream = [s for s in scores if Site.parse(s.site).kind in STREAM] or list(scores)
+    of_stream = set(stream_of([s.site for s in scores]))
+    stream = [s for s in scores if s.site in of_stream]
     best = max(s.choosing for s in stream)
     return next(s.site for s in stream if s.choosing >= best - WITHIN)
+
+
+def stream_of(sites: Sequence[str]) -> list[str]:
+    """Those of the residual stream; all, where there are none."""
+    return [s for s in sites if Site.parse(s).kind in STREAM] or list(sites)

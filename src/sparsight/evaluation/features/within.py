@@ -12,21 +12,47 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from sparsight.errors import UndefinedMetric
-from sparsight.evaluation.features.labelled import Documents, Labelled, Part, examples_of
-from sparsight.evaluation.features.probes import Probe, discriminant, logistic, mlp
-from sparsight.evaluation.features.scores import Resampling, balanced_accuracy, difference, hits
+from sparsight.evaluation.features.class_means import ClassMeans, shared_between_strata
+from sparsight.evaluation.features.labelled import Examples, Labelled, Part
+from sparsight.evaluation.features.nonlinearity import (
+    BOUND,
+    STRENGTHS,
+    Compared,
+    Sides,
+    accuracy,
+    answers,
+    high,
+    low,
+    told,
+)
+from sparsight.evaluation.features.probes import Probe, discriminant, logistic
+from sparsight.evaluation.features.scores import Resampling, balanced_accuracy, difference
 from sparsight.evaluation.frozen_record import Record
-from sparsight.evaluation.reading import StoredActivations
 from sparsight.evaluation.record import Estimate
-from sparsight.models import Site
-
-SIZES = (6000, 1500, 2400)
-"""Tokens to fit on, to choose on, to judge on: more than elsewhere, since each kind of text has its own probe."""
 
 MOST_KINDS = 16
 _DEFINED = 0.95  # share of the tokens that must carry the other feature
 _LEAST = 3  # times as many tokens as classes, for a kind of text to get a probe of its own
-_STEPS = 800
+
+
+class KindLinearity(Record):
+    """One class of the other feature.
+
+    Attributes:
+        kind: Its name.
+        pooled, within, mlp: Balanced accuracy there, as in `WithinRecord`, over the classes that occur.
+        nonlinearity: MLP minus within.
+        own: Whether it has a probe of its own; else it keeps that of all tokens.
+        n_judge: Tokens judged on.
+    """
+
+    kind: str
+    pooled: float
+    within: float
+    mlp: float
+    nonlinearity: Estimate
+    own: bool
+    n_judge: int
 
 
 class WithinRecord(Record):
@@ -34,104 +60,158 @@ class WithinRecord(Record):
 
     Attributes:
         given: The other feature, chosen on the choosing documents among all that are defined at these tokens.
+        linear: Whether within beats pooled, what the MLP adds to within is at most 0.02, both beyond their intervals,
+            and in no kind the MLP adds more than that beyond its interval.
         pooled, within, mlp: Balanced accuracy of one logistic probe, of one for each class of `given`, of one MLP.
         gain: Within minus pooled.
         nonlinearity: MLP minus within: what is left that no linear probe within the classes tells.
-        n_fit: Tokens fitted on.
+        shared: Agreement of the arrangement of class means between kinds: 1 is one arrangement, 0 unrelated ones, below
+            0 opposite ones; null where none is reproducible.
+        strength: Inverse penalty of the probes of single kinds, chosen on the choosing documents.
+        kinds: Each by itself.
     """
 
     given: str
+    linear: bool
     pooled: Estimate
     within: Estimate
     mlp: Estimate
     gain: Estimate
     nonlinearity: Estimate
-    n_fit: int
+    shared: float | None
+    strength: float
+    kinds: list[KindLinearity]
 
 
 def linear_within(
-    store: StoredActivations,
-    site: Site,
-    feature: Labelled,
-    others: Sequence[Labelled],
-    documents: Documents,
-    resampling: Resampling,
-    *,
-    sizes: tuple[int, int, int] = SIZES,
-    seed: int = 0,
+    xs: Sides, e: Examples, others: Sequence[Labelled], pooled: Compared, resampling: Resampling
 ) -> WithinRecord:
     """Find the feature within whose classes this one is told best by linear probes, and judge it there.
 
     Args:
-        store: Whole.
-        site: Where.
-        feature: To be told.
+        xs: Activations at the examples.
+        e: Examples of the feature to be told.
         others: Features to look within; those with more than 16 classes, or undefined at some tokens, are passed over.
-        documents: Which rows are on which side.
+        pooled: A linear probe and an MLP of all tokens.
         resampling: Of the intervals.
-        sizes: Most tokens to fit on, to choose on, to judge on.
-        seed: Of the draw and of the MLP.
     Raises:
         UndefinedMetric: no other feature is defined at these tokens.
     """
-    e = examples_of(feature, documents, sizes=sizes, seed=seed)
-    n = e.n_classes
-    xs = [store.rows(site, part.rows) for part in (e.fit, e.choose, e.judge)]
+    n, judge = e.n_classes, e.judge
     rows = torch.cat([e.fit.rows, e.choose.rows, e.judge.rows])
     usable = [
         other
         for other in others
-        if other.name != feature.name
+        if other.name != e.feature.name
         and 2 <= len(other.classes) <= MOST_KINDS
         and float((other.labels[rows] >= 0).double().mean()) >= _DEFINED
     ]
     if not usable:
         raise UndefinedMetric("no other feature is defined at these tokens: there is none to look within")
-
-    def told(fit: Fit, within: Labelled | None, part: Part, x: Tensor) -> Int64[Tensor, " m"]:
-        return _told(fit, n, (xs[0], e.fit), (x, part), within)
+    everywhere = discriminant(xs[0], e.fit.y, n)
 
     def choosing(other: Labelled) -> float:
-        answers = told(discriminant, other, e.choose, xs[1])
-        return float(balanced_accuracy(hits(answers, e.choose.y, e.choose.document_ids, n).sum(dim=0)))
+        found = _told(discriminant, xs, e, answers(everywhere, xs[1]), (xs[1], e.choose), other)
+        return accuracy(found, e.choose, n)
 
     best = max(usable, key=choosing)
-    judge = e.judge
-    network = mlp(xs[0], e.fit.y, n, n_steps=_STEPS, seed=seed).scores(xs[2]).argmax(dim=1)
-    answers = (told(logistic, None, judge, xs[2]), told(logistic, best, judge, xs[2]), network)
-    pooled, within, deep = (hits(a, judge.y, judge.document_ids, n) for a in answers)
+    strength = _strength(xs, e, best)
+    own = _told(_logistic(strength), xs, e, pooled.linear, (xs[2], judge), best)
+    first, second, deep = (told(a, judge, n) for a in (pooled.linear, own, pooled.mlp))
+    gain, left = difference(second, first, resampling), difference(deep, second, resampling)
+    kinds = _kinds(best, e, own, pooled, resampling)
     return WithinRecord(
         given=best.name,
-        pooled=resampling.of(pooled, balanced_accuracy),
-        within=resampling.of(within, balanced_accuracy),
-        mlp=resampling.of(deep, balanced_accuracy),
-        gain=difference(within, pooled, resampling),
-        nonlinearity=difference(deep, within, resampling),
-        n_fit=len(e.fit),
+        linear=linear_in_each(gain, left, [k.nonlinearity for k in kinds]),
+        pooled=pooled.record.linear,
+        within=resampling.of(second, balanced_accuracy),
+        mlp=pooled.record.mlp,
+        gain=gain,
+        nonlinearity=left,
+        shared=_shared(xs, e, best),
+        strength=strength,
+        kinds=kinds,
     )
+
+
+def linear_in_each(gain: Estimate, left: Estimate, of_kinds: Sequence[Estimate]) -> bool:
+    """Whether probes of single kinds win, leave the MLP no more than the bound, and in no kind more beyond doubt."""
+    return low(gain) > 0 and high(left) <= BOUND and all(low(kind) <= BOUND for kind in of_kinds)
 
 
 Fit = Callable[[Tensor, Tensor, int], Probe]
 
 
-def _told(
-    fit: Fit, n_classes: int, train: tuple[Tensor, Part], test: tuple[Tensor, Part], within: Labelled | None
-) -> Int64[Tensor, " m"]:
-    """Answers of one probe, or of one for each class of `within`.
+def _logistic(strength: float) -> Fit:
+    return lambda x, y, n: logistic(x, y, n, strength=strength)
 
-    A class of `within` in which some class has too few tokens keeps the probe of all tokens: it must not win by telling
-    which classes are there.
+
+def _told(
+    fit: Fit,
+    xs: Sides,
+    e: Examples,
+    pooled: Int64[Tensor, " m"],
+    test: tuple[Tensor, Part],
+    within: Labelled,
+) -> Int64[Tensor, " m"]:
+    """Answers of one probe for each class of `within`.
+
+    A class of `within` in which some class has too few tokens keeps the answers of the probe of all tokens: it must not
+    win by telling which classes are there.
     """
-    (x, part), (test_x, test_part) = train, test
-    found = fit(x, part.y, n_classes).scores(test_x).argmax(dim=1)
-    if within is None:
-        return found
-    kinds, test_kinds = within.labels[part.rows], within.labels[test_part.rows]
+    found, (x, part) = pooled.clone(), test
+    kinds, asked = within.labels[e.fit.rows], within.labels[part.rows]
     for kind in range(len(within.classes)):
-        mine, asked = kinds == kind, test_kinds == kind
-        if _enough(part.y[mine], n_classes) and bool(asked.any()):
-            found[asked] = fit(x[mine], part.y[mine], n_classes).scores(test_x[asked]).argmax(dim=1)
+        mine, here = kinds == kind, asked == kind
+        if _enough(e.fit.y[mine], e.n_classes) and bool(here.any()):
+            found[here] = answers(fit(xs[0][mine], e.fit.y[mine], e.n_classes), x[here])
     return found
+
+
+def _strength(xs: Sides, e: Examples, within: Labelled) -> float:
+    """The inverse penalty that does best on the choosing documents, the same for all kinds."""
+    none = torch.zeros_like(e.choose.y)
+
+    def reached(strength: float) -> float:
+        return accuracy(_told(_logistic(strength), xs, e, none, (xs[1], e.choose), within), e.choose, e.n_classes)
+
+    return max(STRENGTHS, key=reached)
+
+
+def _kinds(
+    within: Labelled, e: Examples, own: Int64[Tensor, " m"], pooled: Compared, resampling: Resampling
+) -> list[KindLinearity]:
+    """Each kind that is judged on, by itself."""
+    n, judge, found = e.n_classes, e.judge, []
+    fitted, asked = within.labels[e.fit.rows], within.labels[judge.rows]
+    for kind, name in enumerate(within.classes):
+        here = asked == kind
+        if not bool(here.any()):
+            continue
+        part = Part(*(v[here] for v in (judge.rows, judge.y, judge.document_ids, judge.token_ids, judge.strata)))
+        line, deep = told(own[here], part, n), told(pooled.mlp[here], part, n)
+        found.append(
+            KindLinearity(
+                kind=name,
+                pooled=accuracy(pooled.linear[here], part, n),
+                within=float(balanced_accuracy(line.sum(dim=0))),
+                mlp=float(balanced_accuracy(deep.sum(dim=0))),
+                nonlinearity=difference(deep, line, resampling),
+                own=_enough(e.fit.y[fitted == kind], n),
+                n_judge=len(part),
+            )
+        )
+    return found
+
+
+def _shared(xs: Sides, e: Examples, within: Labelled) -> float | None:
+    """Agreement of the class means of different kinds, from different documents."""
+    means = []
+    for x, part in ((xs[0], e.fit), (xs[2], e.judge)):
+        kinds = within.labels[part.rows]
+        there = kinds >= 0
+        means.append(ClassMeans.of(x[there], part.y[there], kinds[there], e.n_classes, len(within.classes)))
+    return shared_between_strata(means[0], means[1])
 
 
 def _enough(y: Int64[Tensor, " n"], n_classes: int) -> bool:
