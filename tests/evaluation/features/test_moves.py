@@ -36,7 +36,7 @@ def planted(places: torch.Tensor, seed: int = 71):
     return store, Reader(table.float(), unembed), axes
 
 
-def measured(store, lm, family: str, *, hide: bool = False):
+def measured(store, lm, family: str, *, hide: bool = False, times: float = 1.0):
     c = int(store.labels(slice(0, N))["place"].max()) + 1
     meaning = Meaning("ordinal", tuple(map(str, range(c))), "")
     feature = labelled_features(store, ["place"], {"place": meaning})[0]
@@ -52,6 +52,7 @@ def measured(store, lm, family: str, *, hide: bool = False):
         told = told.mean(dim=1, keepdim=True).expand_as(told).contiguous()
     speakers = Speakers.of(texts, e.judge, feature.labels, told, n=30)
     places = places_of(family, halves, torch.arange(c, dtype=torch.float64))
+    means = ClassMeans(times * means.means, means.centres, means.counts)
     return moves(lm, speakers, HOME, means, places, Resampling(20), seed=1), places, halves
 
 
@@ -82,6 +83,15 @@ def test_a_line_is_not_enough_for_corners_of_a_simplex_and_all_means_are():
     whole, _, _ = measured(store, lm, "simplex")
     assert (whole.family, whole.rank) == ("class means", 3)
     assert whole.moved.value > 0.98
+
+
+def test_a_difference_that_stops_short_of_half_the_way_moves_nothing_and_twice_as_much_moves_all():
+    store, lm, _ = planted(2 * torch.eye(4))
+    found, _, _ = measured(store, lm, "simplex", times=0.4)
+    assert found.moved.value < 0.02
+    assert [d.times for d in found.doses] == [2, 4]
+    assert all(d.moved > 0.98 for d in found.doses)
+    assert all(d.random < 0.6 for d in found.doses)
 
 
 def test_a_tree_predicts_the_main_branch_and_no_more():
@@ -173,10 +183,12 @@ def test_random_differences_are_as_long_as_those_of_the_shape():
     speakers, means, places = two_classes([1] * 8)
     lm = Moved()
     moves(lm, speakers, HOME, means, places, Resampling(10), seed=2)
-    shaped, random = lm.added
+    shaped, random, *doses = lm.added
     whole = float((means.means[0, 0] - means.means[0, 1]).norm())
     assert shaped.norm(dim=1).tolist() == pytest.approx([whole] * 8, rel=1e-5)
     assert random.norm(dim=1).tolist() == pytest.approx([whole / 2**0.5] * 8, rel=0.15)
+    for at, first in zip(doses, (shaped, random, shaped, random), strict=True):
+        assert (at / first).unique().tolist() in ([2.0], [4.0])
 
 
 def test_texts_that_speak_of_their_class_little_above_chance_are_refused():

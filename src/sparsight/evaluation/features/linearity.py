@@ -1,9 +1,9 @@
 """Is a representation linear: along one direction for each class, the same in all kinds of text, or not?
 
 The rule. At the home site a linear probe stands beside an MLP (`nonlinearity`). Where that is not "linear" beyond
-doubt, both are fitted again on up to 6,000 tokens, and that decides. Where it is "not linear", two more questions are
-asked: at which other sites of the residual stream is it, and is it linear within each class of another feature
-(`within`)? The verdict is one of
+doubt, both are fitted again on up to 6,000 tokens, and that decides. Where it still is not, two more questions are
+asked: is it linear within each class of another feature (`within`), and, if it is "not linear" beyond doubt, is it at
+other sites of the residual stream? The verdict is one of
 
     linear          the MLP adds no more than 0.02,
     linear within   it adds more, and no more than 0.02 to linear probes within the classes of another feature,
@@ -45,7 +45,7 @@ class LinearityRecord(Record):
         home: Both probes at the home site, on the tokens that decide.
         elsewhere: Both at the other sites of the residual stream, where it is not linear at home; sites that hold the
             same activations are named once.
-        within: Where it is not linear at home; null with a reason in `no_within` otherwise.
+        within: Where it is not linear at home, or that is undecided.
         no_within: Why there is nothing to look within.
     """
 
@@ -92,16 +92,18 @@ def linearity_of(
     xs = _read(store, screen.site, e)
     home = compare(screen.site, xs, e, resampling, seed=seed)
     _check_told(home.record, e.n_classes)
-    if home.record.verdict != "not linear":
-        return LinearityRecord(verdict=home.record.verdict, because=_said(home.record), home=home.record)
-    elsewhere = _map(store, sites, screen.site, xs, e, resampling, seed)
+    if home.record.verdict == "linear":
+        return LinearityRecord(verdict="linear", because=_said(home.record), home=home.record)
+    decided = home.record.verdict == "not linear"
+    elsewhere = _map(store, sites, screen.site, xs, e, resampling, seed) if decided else []
     within, why = None, None
     try:
         within = linear_within(xs, e, others, home, resampling)
     except UndefinedMetric as error:
         why = str(error)
+    is_linear_within = decided and within is not None and within.linear
     return LinearityRecord(
-        verdict="linear within" if within is not None and within.linear else "not linear",
+        verdict="linear within" if is_linear_within else home.record.verdict,
         because="; ".join([_said(home.record), *_said_within(within), *_said_elsewhere(elsewhere)]),
         home=home.record,
         elsewhere=elsewhere,

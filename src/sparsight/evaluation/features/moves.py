@@ -4,7 +4,9 @@ With `m_c` the mean activation of class `c` (of each stratum), a shape writes it
 place of the class on the shape (on an axis, on a line, in the clades of a tree), `E` what a unit of each coordinate
 adds. Class `a` is moved to class `b` at every token of the text that carries `a`:
 
-    x' = x + E (z_b - z_a).
+    x' = x + t E (z_b - z_a),
+
+with `t = 1`; what other `t` do is said beside it.
 
 What the model then says is read off its next-token distribution `p`, by the class under whose own next-token
 distribution `q_c` (counted on training documents) it is likeliest: `argmax_c sum_v p(v) log q_c(v)`. An axis, a line
@@ -34,7 +36,24 @@ TARGETS = 2
 SMOOTHING = 1.0
 """Tokens' worth of the pooled next-token distribution that is added to each class's own."""
 
+DOSES = (2.0, 4.0)
+"""Multiples of the difference that are added besides the difference itself."""
+
 _BATCH = 64
+
+
+class Dose(Record):
+    """What a multiple of the difference of class means does.
+
+    Attributes:
+        times: The multiple.
+        moved: Share of moves after which the next token speaks of the class (of a tree: the main branch) moved to.
+        random: The same for random differences as long.
+    """
+
+    times: float
+    moved: float
+    random: float
 
 
 class MoveRecord(Record):
@@ -46,6 +65,7 @@ class MoveRecord(Record):
         moved: Share of moves after which the next token speaks of the class (of a tree: the main branch) moved to.
         by_means: The same when the whole difference of class means is added, whatever the shape.
         random: The same for random differences of the same lengths.
+        doses: The same at multiples of the difference, all that were tried.
         before: How often the untouched text speaks of the class (the main branch) that others are moved to.
         unmoved: Share of untouched texts whose next token speaks of their own class.
         n_prompts: Held-out texts.
@@ -57,6 +77,7 @@ class MoveRecord(Record):
     moved: Estimate
     by_means: float
     random: float
+    doses: list[Dose]
     before: float
     unmoved: float
     n_prompts: int
@@ -219,8 +240,8 @@ def moves(
     rows, to = _targets(speakers, means, places.branch, generator)
     start, strata = speakers.y[rows], speakers.strata[rows]
 
-    def outcome(of: Float64[Tensor, "s c d"]) -> Bool[Tensor, " k"]:
-        change = of[strata, to] - of[strata, start]
+    def outcome(of: Float64[Tensor, "s c d"], times: float = 1.0) -> Bool[Tensor, " k"]:
+        change = times * (of[strata, to] - of[strata, start])
         return places.branch[speakers.speak_of(lm, site, change, chosen=rows)] == places.branch[to]
 
     whole, shaped = means.means, places.effects(means.means)
@@ -235,6 +256,7 @@ def moves(
         moved=share_over_documents(moved[:, None], speakers.document_ids[rows], resampling),
         by_means=share(by_means),
         random=share(outcome(random)),
+        doses=[Dose(times=t, moved=share(outcome(shaped, t)), random=share(outcome(random, t))) for t in DOSES],
         before=share(places.branch[said[rows]] == places.branch[to]),
         unmoved=unmoved,
         n_prompts=len(speakers.y),

@@ -174,6 +174,7 @@ def _representation(report: FeatureReport, r: RepresentationRecord) -> Markup:
             said[name] = (
                 f"{moved.moved} of next tokens speak of the class moved to along {moved.rank} directions "
                 f"({moved.family}, {moved.n_prompts} texts); all means {moved.by_means:.3f}, random {moved.random:.3f}"
+                + "".join(f"; {d.times:g} times as far {d.moved:.3f}, random {d.random:.3f}" for d in moved.doses)
             )
     said |= {f"no {name}": why for name, why in r.not_measured.items()}
     drawn = _pairs(said) + site_map_figure(r)
@@ -202,7 +203,7 @@ def _representation(report: FeatureReport, r: RepresentationRecord) -> Markup:
 
 def _kinds(r: RepresentationRecord) -> Markup:
     """Where a feature is not linear: the probes within each class of the other feature, and at other sites."""
-    if r.linearity is None or r.linearity.verdict in ("linear", "undecided"):
+    if r.linearity is None or r.linearity.verdict == "linear":
         return Markup("")
     drawn, within = Markup(""), r.linearity.within
     if within is not None:
