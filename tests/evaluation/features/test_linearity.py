@@ -48,7 +48,7 @@ def planted(at_home: str, elsewhere: str, *, turned: float = 0, seed: int = 77):
     sites = {"embed": x(elsewhere), "0.resid_post": x(at_home)}
     sites["1.resid_pre"] = sites["0.resid_post"]
     token_ids = torch.randint(50, (N,), generator=g)
-    return PlantedStore(sites, documents(N), token_ids, {"label": bit, "kind": kind})
+    return PlantedStore(sites, documents(N), token_ids, {"label": bit, "kind": kind, "mark": mark.long()})
 
 
 def decided(store: PlantedStore, others: tuple[str, ...] = ("kind",)):
@@ -115,13 +115,14 @@ def test_where_there_is_no_other_feature_a_direction_for_each_kind_is_not_linear
 
 def test_what_few_tokens_do_not_decide_is_measured_on_more_and_may_stay_undecided():
     """One sign in forty is turned, and marked: an MLP adds 0.025, too near to 0.02 for a thousand tokens to tell."""
-    found = decided(planted("one direction", "faint", turned=1 / 40))
+    found = decided(planted("one direction", "faint", turned=1 / 40), others=("mark",))
     assert found.verdict == "undecided"
     assert found.home.gain.low <= 0.02 < found.home.gain.high
     assert found.home.gain.value == pytest.approx(0.025, abs=0.01)
     assert found.home.n_fit > FEW[0]
     assert found.elsewhere == []
-    assert found.within.given == "kind"
+    # Told apart by the mark both kinds are linear; that does not decide what one probe for all lacks.
+    assert (found.within.given, found.within.linear) == ("mark", True)
 
 
 def test_what_neither_probe_tells_gets_no_verdict():
