@@ -77,11 +77,12 @@ def test_gradients_are_those_of_the_dense_step(
 ) -> None:
     """Of every parameter, with some latents dead, none and all; k = 1 and k = n_latents are among the cases."""
     k = data.draw(st.integers(1, m))
+    k_aux = data.draw(st.sampled_from((None, 1, 3, 1000)))
     inner = tuple(sorted(data.draw(st.sets(st.integers(1, m), min_size=1, max_size=3))))
     configs: dict[str, Callable[[], DictionaryConfig]] = {
-        "topk": lambda: TopK(m, k),
-        "batchtopk": lambda: BatchTopK(m, k),
-        "matryoshka": lambda: Matryoshka(m, k, widths=inner),
+        "topk": lambda: TopK(m, k, k_aux=k_aux),
+        "batchtopk": lambda: BatchTopK(m, k, k_aux=k_aux),
+        "matryoshka": lambda: Matryoshka(m, k, widths=inner, k_aux=k_aux),
         "jumprelu": lambda: JumpReLU(m, l0=0.01, bandwidth=0.3 * scale, threshold=scale),
         "jumprelu to a target": lambda: JumpReLU(m, target_l0=k, bandwidth=0.3 * scale, threshold=1.5 * scale),
         "relu": lambda: ReLU(m, 0.05),

@@ -404,6 +404,9 @@ def slopes_measured(
     pull: Array,
     centred: Array,
     more_to_encoder: Array,
+    slot_starts: Array,
+    slot_order: Array,
+    slot_pull: Array,
     along: Array,
     squares: Array,
     to_offset: Array,
@@ -411,8 +414,8 @@ def slopes_measured(
     """Of each latent's gradients what has to be known before the first of them moves anything.
 
     That is the component of its atom's along the atom, the square of what remains plus the encoder's, and `sum pull`
-    over its slots. The gradients themselves are added up again when they are needed: from the cache, they cost less
-    than to be written and read, and nothing to be kept.
+    over its slots. The gradients themselves are added up again when they are needed: as long as slots are few that
+    costs as much as to write and to read them, and nothing has to be kept.
     """
     d = atoms.shape[1]
     gradient = np.empty(d, np.float32)
@@ -428,8 +431,8 @@ def slopes_measured(
             _slope(i, starts, order, tokens, pull, centred, extra, more_to_encoder, gradient)
             for c in range(d):
                 other += gradient[c] * gradient[c]
-            for position in range(starts[i], starts[i + 1]):
-                total += pull[order[position]]
+        for position in range(slot_starts[i], slot_starts[i + 1]):
+            total += slot_pull[slot_order[position]]
         along[i] = inner
         squares[i] = np.float64(square) + np.float64(other)
         to_offset[i] = total

@@ -1,7 +1,6 @@
 """One sparse step: selection, gradients of active latents only, and Adam in one pass over each weight."""
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,23 +11,29 @@ from sparsight.dictionaries import AbstractDictionary, MatryoshkaDictionary
 from sparsight.dictionaries.selection import Slots
 from sparsight.training.averages import Adam
 from sparsight.training.compiled.activation import Batch, activation_of
+from sparsight.training.compiled.revival import revival_by_slots
 from sparsight.training.compiled.room import Room
 from sparsight.training.compiled.scalars import AdamScalars
 from sparsight.training.compiled.terms import Terms
-from sparsight.training.compiled.threads import all_for_torch, one_for_torch
+from sparsight.training.compiled.threads import one_for_torch
 from sparsight.training.objectives import Objective
-from sparsight.training.objectives.terms import objective_of, revival
+from sparsight.training.objectives.terms import objective_of
 
 if TYPE_CHECKING:
     from sparsight.training.compiled.cpu import CpuLoops
     from sparsight.training.compiled.cuda import CudaLoops
 
 
+# Slots of a latent, on average, from which its gradients are written down once and not added up twice.
+KEPT_FROM = 8
+
+
 class CompiledStep:
     """Gradients of the objective, and the step that follows, without anything of size `[b, n_latents]`.
 
-    Nor are gradients of the matrices kept: they are added up twice, for their norm and where they move a row. The
-    encoder's parameter keeps its shape `[d_in, n_latents]`, but lies in memory latent by latent.
+    Nor are gradients of the matrices kept where latents are active rarely: they are added up twice, for their norm and
+    where they move a row. The encoder's parameter keeps its shape `[d_in, n_latents]`, but lies in memory latent by
+    latent.
 
     Args:
         dictionary: In training, in float32.
@@ -81,7 +86,7 @@ class CompiledStep:
             terms["prefixes"] = (weights[:-1] * errors[:-1]).sum()
         whole, more = g.view(b, len(widths), -1), self._more()
         if config.aux > 0 and bool(dead.any()):
-            terms["auxiliary"], more = self._revive(x, whole[:, -1] * (-b / 2), dead)
+            terms["auxiliary"], more = self._revive(centred, whole[:, -1] * (-b / 2), dead)
         order = self.loops.sort_by_latent(slots.latents, self.starts)
         of_atoms = Terms(self.starts, order, rows, slots.values, g, more.rows, more.to_atoms)
         of_encoder = Terms(self.starts, order, slots.tokens, pull, centred, more.rows, more.to_encoder)
@@ -99,17 +104,13 @@ class CompiledStep:
     def adopt(self) -> None:
         """Take over the gradients that autograd left in the parameters."""
         dictionary = self.dictionary
-        latents = torch.arange(dictionary.n_latents, device=self.encoder.device)
-        given = (dictionary.atoms.grad, dictionary.W_enc.grad.T.contiguous())
-        more = self._more(latents, *given, self.encoder.new_zeros(len(latents)))
-        nothing = (self.starts.zero_(), latents[:0], latents[:0], self.encoder.new_empty(0), self.encoder[:0])
-        self._measure(Terms(*nothing, more.rows, more.to_atoms), Terms(*nothing, more.rows, more.to_encoder))
+        self._measure(self._kept(dictionary.atoms.grad), self._kept(dictionary.W_enc.grad.T.contiguous()))
 
     def dense_gradients(self) -> dict[str, Tensor]:
         """The gradients of all parameters, in their shapes."""
         found = {name: p.grad.clone() for name, p in self.dictionary.named_parameters() if p.grad is not None}
-        found["atoms"] = self.loops.slopes(self.slopes.of_atoms)
-        found["W_enc"] = self.loops.slopes(self.slopes.of_encoder).T
+        found["atoms"] = self.loops.slopes(self.slopes.of_atoms, torch.empty_like(self.encoder))
+        found["W_enc"] = self.loops.slopes(self.slopes.of_encoder, torch.empty_like(self.encoder)).T
         return found
 
     def _prefixes(self) -> tuple[Tensor, Tensor]:
@@ -145,25 +146,29 @@ class CompiledStep:
         return _More(latents, rows, *gradients)
 
     def _measure(self, of_atoms: Terms, of_encoder: Terms) -> None:
+        """Find what has to be known of all gradients before any row moves; keep the rows if that is faster."""
         atoms, m = self.dictionary.atoms.detach(), self.dictionary.n_latents
-        along, squares = atoms.new_empty(m), atoms.new_empty(m, dtype=torch.float64)
-        self.slopes = _Slopes(of_atoms, of_encoder, along, squares, atoms.new_empty(m))
-        self.loops.measure(atoms, of_atoms, of_encoder, along, squares, self.slopes.to_offset)
+        along, squares, to_offset = atoms.new_empty(m), atoms.new_empty(m, dtype=torch.float64), atoms.new_empty(m)
+        slots = (of_encoder.starts, of_encoder.order, of_encoder.weights)
+        if len(of_atoms.order) > KEPT_FROM * m:
+            of_atoms = self._kept(self.loops.slopes(of_atoms, self.room.take("to_atoms", *atoms.shape)))
+            of_encoder = self._kept(self.loops.slopes(of_encoder, self.room.take("to_encoder", *atoms.shape)))
+        self.loops.measure(atoms, of_atoms, of_encoder, *slots, along, squares, to_offset)
+        self.slopes = _Slopes(of_atoms, of_encoder, along, squares, to_offset)
 
-    def _revive(self, x: Tensor, residual: Tensor, dead: Tensor) -> tuple[Tensor, "_More"]:
-        """The auxiliary loss on a copy of the dead part of the dictionary, and its gradients."""
-        dictionary, config = self.dictionary, self.dictionary.config
-        latents = dead.nonzero()[:, 0]
-        part: Any = SimpleNamespace(d_in=dictionary.d_in, b_dec=dictionary.b_dec.detach())
-        part.atoms = dictionary.atoms.detach()[latents].requires_grad_()
-        part.W_enc = self.encoder[latents].T.requires_grad_()
-        part.b_enc = self.activation.offset.detach()[latents].requires_grad_()
-        with all_for_torch(), torch.enable_grad():
-            all_dead = torch.ones_like(latents, dtype=torch.bool)
-            loss: Tensor = config.aux * revival(part, x, residual, all_dead, config.k_aux)
-            loss.backward()  # type: ignore[no-untyped-call]
-        given = (part.atoms.grad, part.W_enc.grad.T.contiguous(), part.b_enc.grad)
-        return loss.detach(), self._more(latents, *given)
+    def _kept(self, rows: Float[Tensor, "m d"]) -> Terms:
+        """Gradients that are known: one row for every latent."""
+        latents = torch.arange(len(rows), device=rows.device)
+        no_slots = (torch.zeros_like(self.starts), latents[:0], latents[:0], rows.new_empty(0), rows[:0])
+        return Terms(*no_slots, latents.int(), rows)
+
+    def _revive(self, centred: Tensor, residual: Tensor, dead: Tensor) -> tuple[Tensor, "_More"]:
+        """The auxiliary loss and its gradients."""
+        latents, config = dead.nonzero()[:, 0], self.dictionary.config
+        encoder, offset = self.encoder[latents], self.activation.offset.detach()[latents]
+        given = (encoder, offset, self.dictionary.atoms.detach()[latents], residual)
+        loss, *found = revival_by_slots(self.loops, centred, *given, float(config.aux), config.k_aux)
+        return loss, self._more(latents, *found)
 
     @one_for_torch()
     @torch.no_grad()

@@ -9,7 +9,8 @@ from torch import Tensor
 class Terms(NamedTuple):
     """The gradient of latent `i`'s row is `sum weights[s] source[of[s]]` over its slots `s`, plus its row of `more`.
 
-    It is added up where it is needed, twice in a step, and never kept: a third of the memory of Adam's averages.
+    It is added up where it is needed, twice in a step, and not kept: that would take half as much memory as Adam's
+    averages do.
 
     Attributes:
         starts, order: The slots of latent `i` are `order[starts[i] : starts[i + 1]]`.

@@ -108,6 +108,9 @@ def slopes_measured(
     atoms: Float[Tensor, "m d"],
     of_atoms: Terms,
     of_encoder: Terms,
+    slot_starts: Int64[Tensor, " m1"],
+    slot_order: Int64[Tensor, " s"],
+    slot_pull: Float[Tensor, " s"],
     along: Float[Tensor, " m"],
     squares: Float[Tensor, " m"],
     to_offset: Float[Tensor, " m"],
@@ -115,7 +118,8 @@ def slopes_measured(
     """As `kernels.slopes_measured`; squares in float64, each summed in float32."""
     m, d = atoms.shape
     own = (of_encoder.of, of_encoder.weights, of_encoder.source, of_encoder.more)
-    _slopes_measured[(m,)](atoms, *of_atoms, *own, along, squares, to_offset, d, D=triton.next_power_of_2(d))
+    given = (atoms, *of_atoms, *own, slot_starts, slot_order, slot_pull, along, squares, to_offset)
+    _slopes_measured[(m,)](*given, d, D=triton.next_power_of_2(d))
 
 
 @_kernel
@@ -133,6 +137,9 @@ def _slopes_measured(
     pull,
     centred,
     more_to_encoder,
+    slot_starts,
+    slot_order,
+    slot_pull,
     along,
     squares,
     to_offset,
@@ -146,8 +153,8 @@ def _slopes_measured(
     gradient = _slope(i, starts, order, rows, values, g, extra, more_to_atoms, d, dims, real, D)
     row = _slope(i, starts, order, tokens, pull, centred, extra, more_to_encoder, d, dims, real, D)
     total = 0.0
-    for position in range(tl.load(starts + i), tl.load(starts + i + 1)):
-        total += tl.load(pull + tl.load(order + position))
+    for position in range(tl.load(slot_starts + i), tl.load(slot_starts + i + 1)):
+        total += tl.load(slot_pull + tl.load(slot_order + position))
     inner = tl.sum(gradient * atom, axis=0)
     rest = gradient - inner * atom
     tl.store(along + i, inner)
