@@ -166,3 +166,25 @@ def test_held_out_types_leave_some_of_every_class_on_both_sides():
     assert set(y[held].tolist()) == set(y[~held].tolist()) == {0, 1, 2}
     with pytest.raises(UndefinedMetric, match="class 1 has 1 token types"):
         type_folds(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 2)
+
+
+def test_the_mlp_is_trained_as_autograd_and_adamw_train_it():
+    g = torch.Generator().manual_seed(40)
+    x, y = torch.randn(90, 6, generator=g), torch.randint(3, (90,), generator=g).clamp_max(2)
+    found = mlp(x, y, 3, n_hidden=5, n_steps=40, batch_size=32, seed=9)
+    draws = torch.Generator().manual_seed(9)
+    weights = [torch.randn(6, 5, generator=draws) * (2 / 6) ** 0.5, torch.zeros(5)]
+    weights += [torch.randn(5, 3, generator=draws) / 5**0.5, torch.zeros(3)]
+    for w in weights:
+        w.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=1e-2)
+    standard, class_weight = (x - x.mean(dim=0)) / x.std(dim=0, unbiased=False), 30 / torch.bincount(y).float()
+    for step in range(40):
+        rows = torch.randint(90, (32,), generator=draws)
+        logits = (standard[rows] @ weights[0] + weights[1]).relu() @ weights[2] + weights[3]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, y[rows], class_weight).backward()
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 40)
+        optimizer.step()
+    for ours, theirs in zip((found.hidden, found.hidden_bias, found.out, found.out_bias), weights, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-6)

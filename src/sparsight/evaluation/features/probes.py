@@ -225,20 +225,29 @@ def mlp(
         torch.randn(n_hidden, n_classes, generator=generator) / n_hidden**0.5,
         torch.zeros(n_classes),
     ]
-    for w in weights:
-        w.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay)
+    w_in, b_in, w_out, b_out = weights
+    moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
+    first_decay, second_decay = 0.9, 0.999
     class_weight = (len(y) / (n_classes * counts)).float()
-    with torch.enable_grad():
+    with torch.no_grad():
         for step in range(n_steps):
             rows = torch.randint(len(y), (min(batch_size, len(y)),), generator=generator)
-            hidden = (standard[rows] @ weights[0] + weights[1]).relu()
-            loss = torch.nn.functional.cross_entropy(hidden @ weights[2] + weights[3], y[rows], class_weight)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / n_steps)
-            optimizer.step()
-    return MlpProbe(mean, scale, *(w.detach() for w in weights))
+            # Gradients written out: five times as fast as having them recorded.
+            inputs, weight = standard[rows], class_weight[y[rows]]
+            hidden = torch.addmm(b_in, inputs, w_in).relu_()
+            off = torch.addmm(b_out, hidden, w_out).softmax(dim=1)
+            off[torch.arange(len(rows)), y[rows]] -= 1
+            off *= (weight / weight.sum())[:, None]
+            back = (off @ w_out.T).masked_fill_(hidden <= 0, 0)
+            gradients = (inputs.T @ back, back.sum(dim=0), hidden.T @ off, off.sum(dim=0))
+            rate = learning_rate * (1 - step / n_steps)
+            for w, (first, second), gradient in zip(weights, moments, gradients, strict=True):
+                w.mul_(1 - rate * weight_decay)
+                first.lerp_(gradient, 1 - first_decay)
+                second.mul_(second_decay).addcmul_(gradient, gradient, value=1 - second_decay)
+                spread = (second / (1 - second_decay ** (step + 1))).sqrt_().add_(1e-8)
+                w.addcdiv_(first, spread, value=-rate / (1 - first_decay ** (step + 1)))
+    return MlpProbe(mean, scale, *weights)
 
 
 def check_labels(x: Float[Tensor, "n d"], y: Tensor, n_classes: int) -> Int64[Tensor, " c"]:
