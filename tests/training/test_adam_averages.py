@@ -47,9 +47,8 @@ import sys, torch
 from sparsight.dictionaries import TopK
 from sparsight.training import Training
 from sparsight.training.member import Member
-for step in ("dense", "sparse"):
-    it = Member("it", TopK(16, 2), 8, Training(n_tokens=100, batch_size=4, step=step), torch.device("cpu"))
-    it.step(torch.randn(4, 8), 1e-3, 1.0)
+it = Member("it", TopK(16, 2), 8, Training(n_tokens=100, batch_size=4), torch.device("cpu"))
+it.step(torch.randn(4, 8), 1e-3, 1.0)
 print("torch._dynamo" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
