@@ -135,6 +135,17 @@ def test_penalised_codes_of_few_latents_have_the_gradients_of_the_dense_step(
         torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("k_aux", [None, 1, 5, 12, 1000])
+def test_any_number_of_dead_latents_may_be_revived_in_a_token(k_aux: int | None) -> None:
+    """Some of the twelve, all of them, and more than there are."""
+    x, dead = rows(48, 24, 3), torch.arange(96) % 8 == 0
+    sparse, dense = (unsettled(TopK(96, 4, aux=0.5, k_aux=k_aux), 24, step, 4) for step in ("sparse", "dense"))
+    (ours, mine), (theirs, true) = gradients(sparse, x, dead), gradients(dense, x, dead)
+    torch.testing.assert_close(ours.parts, theirs.parts, rtol=1e-5, atol=1e-7)
+    for name, gradient in true.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize(
     "config", [TopK(96, 4), BatchTopK(96, 4), Matryoshka(96, 4, widths=(16, 40), weights=(0.5, 2.0))]
 )
