@@ -1,13 +1,15 @@
-"""Shared by all tests: no network, few threads, one place for the real model's folder."""
+"""Shared by all tests: no network, few threads, shapes checked in some calls, nothing that does not change collected.
 
+    CHECK_EVERY_CALL=1 pytest ...    checks the arguments and results of every call, not of some
+"""
+
+import gc
 import os
-from collections.abc import Iterator
-from functools import wraps
+from functools import partial, wraps
+from inspect import isfunction
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import jaxtyping
-import pytest
 import torch
 
 # Triton reads this when it is imported, which any test may do: without a GPU its kernels are interpreted.
@@ -16,27 +18,52 @@ if not torch.cuda.is_available():
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_CHECKED_STEPS = 4  # of each member, and every sixteenth after them
+# Imports make millions of objects that stay. Python need not look through them, now or in any test.
+gc.disable()
+
+_FIRST_CALLS = 4  # of each function in each test; and every sixteenth after them
+_EVERY_CALL = os.environ.get("CHECK_EVERY_CALL") == "1"
+_number_of_test = 0
+_jaxtyped = jaxtyping.jaxtyped
 
 
-@pytest.fixture(autouse=True, scope="session")
-def shapes_are_checked_in_some_steps_of_each_run() -> Iterator[None]:
-    """Checking the shapes of every call costs most of a short step's time, and a run's steps are all alike."""
-    from sparsight.training.member import Member  # not above: the checks are put in when a module is first imported
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
-    step = Member.step
-    taken: WeakKeyDictionary[Member, int] = WeakKeyDictionary()
 
-    @wraps(step)
-    def sometimes_checked(member: Member, *given: Any, **named: Any) -> Any:
-        number = taken[member] = taken.get(member, -1) + 1
-        disabled = jaxtyping.config.jaxtyping_disable
-        jaxtyping.config.update("jaxtyping_disable", disabled or (number >= _CHECKED_STEPS and number % 16 != 0))
-        try:
-            return step(member, *given, **named)
-        finally:
-            jaxtyping.config.update("jaxtyping_disable", disabled)
+def pytest_runtest_setup() -> None:
+    global _number_of_test
+    _number_of_test += 1
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Member, "step", sometimes_checked)
-        yield
+
+def _jaxtyped_now_and_then(given: Any = None, **how: Any) -> Any:
+    """Put in checks of shapes and types that are made in some calls.
+
+    Checking every call takes a third of all tests' time, and a function's calls in one test are much alike. What checks
+    a function is made at its first call: most are not called by most processes.
+    """
+    if given is None:
+        return partial(_jaxtyped_now_and_then, **how)
+    if not isfunction(given):
+        return _jaxtyped(given, **how)
+    checked, test, n = None, 0, 0
+
+    @wraps(given)
+    def call(*args: Any, **named: Any) -> Any:
+        __tracebackhide__ = True
+        nonlocal checked, test, n
+        if test != _number_of_test:
+            test, n = _number_of_test, 0
+        n += 1
+        if n > _FIRST_CALLS and n % 16 and not _EVERY_CALL:
+            return given(*args, **named)
+        if checked is None:
+            checked = _jaxtyped(given, **how)
+        return checked(*args, **named)
+
+    return call
+
+
+# The second name is the one by which a dataclass's `__init__` gets its checks.
+jaxtyping.jaxtyped = jaxtyping._decorator.jaxtyped = _jaxtyped_now_and_then
