@@ -1,6 +1,6 @@
 """Shared by all tests: no network, few threads, shapes checked in some calls, nothing that does not change collected.
 
-    CHECK_EVERY_CALL=1 pytest ...    checks the arguments and results of every call, not of some
+CHECK_EVERY_CALL=1 pytest ...    checks the arguments and results of every call, not of some
 """
 
 import gc

@@ -300,7 +300,7 @@ def test_a_pickle_is_not_opened(capsys, folder, tmp_path):
 
 
 def test_ctrl_c_during_training_can_be_resumed_to_the_same_dictionary(folder, tmp_path):
-    arguments = ["train", "--activations", str(folder / "store"), "--latents", "256", "--k", "8", "--tokens", "400000"]
+    arguments = ["train", "--activations", str(folder / "store"), "--latents", "256", "--k", "8", "--tokens", "250000"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(*arguments, "--quiet", "--out", whole) == 0
 

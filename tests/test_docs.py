@@ -1,6 +1,7 @@
-"""The docs do not lie: their commands parse, their links lead somewhere, their generated pages are up to date."""
+"""The docs do not lie: commands parse, links lead somewhere, generated pages are up to date, the example runs."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -49,3 +50,12 @@ def test_every_module_folder_is_in_the_architecture_page():
     for folder in (ROOT / "src" / "sparsight").iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
             assert f"{folder.name}/" in page
+
+
+def test_the_quickstart_makes_a_page(tmp_path, monkeypatch, capsys):
+    """In this file of many tests because pytest-xdist begins with those: the last file is one that takes no time."""
+    script = ROOT / "examples" / "quickstart.py"
+    monkeypatch.setattr("sys.argv", [str(script), str(tmp_path / "run")])
+    runpy.run_path(str(script), run_name="__main__")
+    assert (tmp_path / "run" / "report.html").stat().st_size > 100_000
+    assert "FVU at L0 16" in capsys.readouterr().out

@@ -16,7 +16,10 @@ from sparsight.training.compiled.screen import BF16_ROUNDING
 Array = NDArray[Any]
 
 # Sums may be taken in any order and contracted, so that they use the vector units. NaN and infinity keep their meaning.
-_compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "contract", "reassoc"})
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"nsz", "contract", "reassoc"}}
+_entry: Any = njit(cache=True, **_OPTIONS)
+# Called from compiled code only: without what Python would need, which takes as long to compile as the function.
+_compiled: Any = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
 
 # Entries of a row whose maximum is kept. Short enough that few entries are looked at twice.
 GROUP = 32
@@ -24,7 +27,7 @@ GROUP = 32
 ABOVE_ALL = 2**15
 
 
-@_compiled
+@_entry
 @no_type_check
 def top_k_of_screened(
     first: int,
@@ -57,7 +60,9 @@ def top_k_of_screened(
     exact = np.empty(m, np.float32)
     as_bits = np.empty(1, np.int32)
     as_float = as_bits.view(np.float32)
-    n_exact = 0
+    # Numbers of one type: a function is compiled again for a literal, an int16, a variable that has no value yet.
+    none, above_all = np.int64(0), np.int64(ABOVE_ALL)
+    n_exact, n_kept = none, none
     for t in range(first, last):
         row = bits[t]
         _group_maxima(row, maxima)
@@ -65,13 +70,13 @@ def top_k_of_screened(
         as_bits[0] = np.int32(lowest) << 16
         top = as_float[0]
         error = slack[t] + 2 * BF16_ROUNDING * (top + largest_offset)
-        n_kept = 0
+        n_kept = none
         if top - error > 0:
-            n_kept = _entries_from(row, maxima, lowest, ABOVE_ALL, kept, 0)
-            _exactly(x[t], encoder, offset, kept, 0, n_kept, exact)
-            _largest_first(exact, kept, 0, n_kept, k, values[t], latents[t])
+            n_kept = _entries_from(row, maxima, lowest, above_all, kept, none)
+            _exactly(x[t], encoder, offset, kept, none, n_kept, exact)
+            _largest_first(exact, kept, none, n_kept, k, values[t], latents[t])
             as_float[0] = values[t, k - 1] - error
-            floor = np.int16(as_bits[0] >> 16)  # rounded down where it is positive
+            floor = np.int64(as_bits[0] >> 16)  # rounded down where it is positive
             n_sure = n_kept
             if as_float[0] > 0:
                 n_kept = _entries_from(row, maxima, floor, lowest, kept, n_sure)
@@ -81,15 +86,15 @@ def top_k_of_screened(
                 continue
         # Fewer than k are surely positive. Others count only where they are positive in truth.
         lower = -2 * error - BF16_ROUNDING * largest_offset
-        n_kept = 0
+        n_kept = none
         for j in range(m):
             as_bits[0] = np.int32(row[j]) << 16
             if as_float[0] >= lower:
                 kept[n_kept] = j
                 n_kept += 1
         n_exact += n_kept
-        _exactly(x[t], encoder, offset, kept, 0, n_kept, exact)
-        _largest_first(exact, kept, 0, n_kept, k, values[t], latents[t])
+        _exactly(x[t], encoder, offset, kept, none, n_kept, exact)
+        _largest_first(exact, kept, none, n_kept, k, values[t], latents[t])
     return n_exact
 
 
@@ -215,7 +220,7 @@ def _largest_first(exact: Array, kept: Array, start: int, n_kept: int, k: int, v
         values[c] = max(values[c], np.float32(0))
 
 
-@_compiled
+@_entry
 @no_type_check
 def above_floor(
     first: int,
@@ -247,13 +252,14 @@ def above_floor(
     kept = np.empty(m, np.int32)
     exact = np.empty(m, np.float32)
     enough = True
+    none, above_all = np.int64(0), np.int64(ABOVE_ALL)
     for t in range(first, last):
         row = bits[t]
         as_float[0] = floors[t]
-        floor = np.int16(as_bits[0] >> 16)  # rounded down
+        floor = np.int64(as_bits[0] >> 16)  # rounded down
         _group_maxima(row, maxima)
-        n, n_kept = 0, _entries_from(row, maxima, floor, ABOVE_ALL, kept, 0)
-        _exactly(x[t], encoder, offset, kept, 0, n_kept, exact)
+        n, n_kept = 0, _entries_from(row, maxima, floor, above_all, kept, none)
+        _exactly(x[t], encoder, offset, kept, none, n_kept, exact)
         for c in range(n_kept):
             j, value = kept[c], exact[c]
             if value > lower[j]:
@@ -266,7 +272,7 @@ def above_floor(
     return enough
 
 
-@_compiled
+@_entry
 @no_type_check
 def decode_and_pull(
     first: int,
@@ -319,7 +325,7 @@ def decode_and_pull(
                 pull[s] = _dot(row, atoms[latents[s]])
 
 
-@_compiled
+@_entry
 @no_type_check
 def sort_by_latent(latents: Array, starts: Array, order: Array) -> None:
     """Where each latent's slots are: `order[starts[i] : starts[i + 1]]`, in their own order."""
@@ -335,7 +341,7 @@ def sort_by_latent(latents: Array, starts: Array, order: Array) -> None:
         cursor[i] += 1
 
 
-@_compiled
+@_entry
 @no_type_check
 def _slope(
     i: int, starts: Array, order: Array, of: Array, weights: Array, source: Array, extra: Array, more: Array, out: Array
@@ -367,7 +373,7 @@ def _slope(
     return True
 
 
-@_compiled
+@_entry
 @no_type_check
 def slopes(
     first: int,
@@ -438,7 +444,7 @@ def slopes_measured(
         to_offset[i] = total
 
 
-@_compiled
+@_entry
 @no_type_check
 def adam_on_the_sphere(
     first: int,
@@ -498,7 +504,7 @@ def adam_on_the_sphere(
             atom[c] *= scale
 
 
-@_compiled
+@_entry
 @no_type_check
 def adam_and_round(
     first: int,
@@ -545,7 +551,7 @@ def adam_and_round(
         round_rows(i, i + 1, weights, rounded, errors, norms)
 
 
-@_compiled
+@_entry
 @no_type_check
 def round_rows(first: int, last: int, weights: Array, rounded: Array, errors: Array, norms: Array) -> None:
     """Each row in bfloat16 (as integers, ties to even), the square of what it is off and of its norm."""
