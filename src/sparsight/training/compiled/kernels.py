@@ -341,7 +341,7 @@ def sort_by_latent(latents: Array, starts: Array, order: Array) -> None:
         cursor[i] += 1
 
 
-@_entry
+@_compiled
 @no_type_check
 def _slope(
     i: int, starts: Array, order: Array, of: Array, weights: Array, source: Array, extra: Array, more: Array, out: Array
@@ -393,7 +393,7 @@ def slopes(
             found[i] = 0
 
 
-@_compiled
+@_entry
 @no_type_check
 def slopes_measured(
     first: int,
