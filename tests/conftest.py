@@ -41,7 +41,7 @@ def _jaxtyped_now_and_then(given: Any = None, **how: Any) -> Any:
     """Put in checks of shapes and types that are made in some calls.
 
     Checking every call takes a third of all tests' time, and a function's calls in one test are much alike. What checks
-    a function is made at its first call: most are not called by most processes.
+    a function is made at its first call: many are never called.
     """
     if given is None:
         return partial(_jaxtyped_now_and_then, **how)
