@@ -61,7 +61,7 @@ format: $(READY)
 bench: $(READY) $(PEERS_READY)  ## the training step and sparse coding beside other projects, as ratios in one run
 	$(PYTHON) benchmarks/step.py --size S --peers-python "$(PEERS_PYTHON)"
 	$(PYTHON) benchmarks/step.py --size M --peers-python "$(PEERS_PYTHON)"
-	$(PYTHON) benchmarks/step.py --size L --rounds 2 --seconds 0.1 --peers-python "$(PEERS_PYTHON)"
+	$(PYTHON) benchmarks/step.py --size L --rounds 3 --seconds 2 --peers-python "$(PEERS_PYTHON)"
 	$(PYTHON) benchmarks/step.py --size M --dead 0.5 --rounds 2 --seconds 0.1 --peers-python "$(PEERS_PYTHON)"
 	for architecture in batchtopk matryoshka jumprelu relu gated; do $(PYTHON) benchmarks/step.py --size M --rounds 3 \
 		--seconds 1 --architecture $$architecture --peers-python "$(PEERS_PYTHON)" || exit 1; done
