@@ -65,7 +65,8 @@ bench: $(READY) $(PEERS_READY)  ## the training step and sparse coding beside ot
 	$(PYTHON) benchmarks/step.py --size M --dead 0.5 --rounds 2 --seconds 0.1 --peers-python "$(PEERS_PYTHON)"
 	for architecture in batchtopk matryoshka jumprelu relu gated; do $(PYTHON) benchmarks/step.py --size M --rounds 3 \
 		--seconds 1 --architecture $$architecture --peers-python "$(PEERS_PYTHON)" || exit 1; done
-	$(PYTHON) benchmarks/coding.py
+	peers=$$("$(PEERS_PYTHON)" -c 'import pathlib, sysconfig; print(pathlib.Path(sysconfig.get_path("purelib")).parent)') \
+		&& for size in S M; do $(PYTHON) benchmarks/coding.py --size $$size --peers "$$peers" || exit 1; done
 
 docs: $(READY)  ## rewrite the generated pages (docs/commands.md)
 	$(PYTHON) -m sparsight.cli.reference docs/commands.md
