@@ -29,6 +29,16 @@ def test_parameters_gradients_and_averages_are_counted_in_bytes() -> None:
     assert cut["batch"] < dense["batch"] / 7
 
 
+def test_the_compiled_step_keeps_gradients_of_latents_that_are_active_often() -> None:
+    """At k = 8, 2,048 tokens have eight slots for each of 2,048 latents."""
+    pytest.importorskip("numba")
+    settings = Training(n_tokens=1, batch_size=2048, step="sparse")
+    rare, often = (estimated_bytes(TopK(2048, k), [768], settings, CPU) for k in (8, 9))
+    assert rare["gradients"] == 0
+    assert often["gradients"] == 4 * 2 * 2048 * 768
+    assert rare["screening"] == often["screening"] == 4 * 2048 * 768
+
+
 def test_a_width_that_cannot_fit_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
     free = available_bytes(CPU)
     assert free is not None

@@ -10,6 +10,7 @@ from sparsight.dictionaries import DictionaryConfig
 from sparsight.dictionaries.selection import block_rows
 from sparsight.errors import TrainingError
 from sparsight.training.compiled.choice import takes_compiled_step
+from sparsight.training.compiled.terms import KEPT_FROM
 from sparsight.training.settings import Training
 
 # Architectures whose step never holds a whole matrix of pre-activations.
@@ -26,8 +27,8 @@ def estimated_bytes(
     Parameters: encoder and atoms, `n_latents (d_in + d_out)`, and a few vectors. As many again for gradients, twice for
     Adam's averages, once for an average of the weights. A batch: the activations four times, and the pre-activations
     four times (values, which are active, and their gradients), of one block of rows where the step is sparse. The
-    compiled step keeps no gradients (but of dead latents while they are revived, not counted here), and has two copies
-    of the encoder in bfloat16: one as it is, one laid out for products.
+    compiled step keeps gradients only where a latent is active often (those of dead latents while they are revived are
+    not counted here), and has two copies of the encoder in bfloat16: one as it is, one laid out for products.
     """
     m, d = config.n_latents, sum(widths)
     has_encoder = config.architecture != "pursuit"
@@ -45,7 +46,8 @@ def estimated_bytes(
         "batch": FLOAT * (4 * training.batch_size * d + whole * shard),
     }
     if takes_compiled_step(config, m * d, training, device, processes):
-        needed["gradients"] = 0
+        k: int = getattr(config, "k", m)
+        needed["gradients"] = FLOAT * 2 * m * d if training.batch_size * k > KEPT_FROM * m else 0
         needed["screening"] = 4 * m * d
     if training.ema is not None:
         needed["average"] = parameters

@@ -14,7 +14,7 @@ from sparsight.training.compiled.activation import Batch, activation_of
 from sparsight.training.compiled.revival import revival_by_slots
 from sparsight.training.compiled.room import Room
 from sparsight.training.compiled.scalars import AdamScalars
-from sparsight.training.compiled.terms import Terms
+from sparsight.training.compiled.terms import KEPT_FROM, Terms
 from sparsight.training.compiled.threads import one_for_torch
 from sparsight.training.objectives import Objective
 from sparsight.training.objectives.terms import objective_of
@@ -22,10 +22,6 @@ from sparsight.training.objectives.terms import objective_of
 if TYPE_CHECKING:
     from sparsight.training.compiled.cpu import CpuLoops
     from sparsight.training.compiled.cuda import CudaLoops
-
-
-# Slots of a latent, on average, from which its gradients are written down once and not added up twice.
-KEPT_FROM = 8
 
 
 class CompiledStep:

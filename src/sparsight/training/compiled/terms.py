@@ -5,6 +5,9 @@ from typing import NamedTuple
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
+# Slots of a latent, on average, beyond which gradients are written down once and not added up twice.
+KEPT_FROM = 8
+
 
 class Terms(NamedTuple):
     """The gradient of latent `i`'s row is `sum weights[s] source[of[s]]` over its slots `s`, plus its row of `more`.
