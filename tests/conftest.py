@@ -45,9 +45,9 @@ def _with_room(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
     return call(*args, **named)
 
 
-# Python 3.11 and later keep frames in chunks of 16 KiB. A loop whose calls begin just where a chunk ends asks the system
-# for a new one at every call, and gives it back: one test took 14 s for that in place of 2. This frame of half a MiB gets
-# a chunk of one MiB, whose other half is enough for all that a test calls.
+# Python 3.11 and later keep frames in chunks of 16 KiB. A loop whose calls begin just where a chunk ends asks the
+# system for a new one at every call, and gives it back: one test took 14 s for that in place of 2. This frame of half a
+# MiB gets a chunk of one MiB, whose other half is enough for all that a test calls.
 _with_room.__code__ = _with_room.__code__.replace(co_stacksize=2**16)
 
 
