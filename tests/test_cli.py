@@ -204,6 +204,31 @@ def test_an_unknown_site_lists_the_known_ones(capsys, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_harvest_train_and_features_take_one_text_for_many_sites(capsys, tmp_path):
+    store, harvest = tmp_path / "store", ("harvest", "--dataset", "organism", "--tokens", 1_500, "--heldout", 0.3)
+    assert run(*harvest, "--site", "all.resid_post", "--site", "1-2.mlp_in", "--out", store, "--quiet", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)["sites"]) == [
+        *(f"{layer}.resid_post" for layer in range(4)),
+        "1.mlp_in",
+        "2.mlp_in",
+    ]
+    train = (*TRAIN[:-3], "--tokens", 1_000, "--batch-size", 100, "--quiet", "--activations", store)
+    train = (*train, "--architecture", "crosscoder", "--out", tmp_path / "made")
+    assert run(*train, "--site", "1-2.mlp_in") == 0
+    places = load_dictionary(tmp_path / "made" / "crosscoder-64-k4").places
+    assert [str(place.site) for place in places] == ["1.mlp_in", "2.mlp_in"]
+    capsys.readouterr()
+    assert refusal(capsys, *train, "--site", "all.mlp") == (
+        2,
+        "sparsight: expected sites such as 2.resid_post, 0-3.attn_z,mlp_out, all.resid_post, embed or all, "
+        "got 'all.mlp'; kinds: resid_pre, attn_z, attn_out, resid_mid, mlp_in, mlp_act, mlp_out, resid_post",
+    )
+    features = ("features", "--activations", store, "--no-model", "--feature", "domain", "--quiet")
+    code, line = refusal(capsys, *features, "--site", "all.attn_z")
+    assert code == 1
+    assert "expected 0.attn_z; harvest that site" in line
+
+
 def test_an_unknown_family_lists_the_known_ones(capsys, tmp_path):
     model = tmp_path / "model"
     model.mkdir()

@@ -31,6 +31,9 @@ class FakeModel:
         self.poison = poison
         self.value = value
 
+    def sites(self) -> list[Site]:
+        return SITES
+
     def width(self, site: Site) -> int:
         if site not in WIDTHS:
             raise ModelError(f"fake has no site {site}; it has {', '.join(map(str, SITES))}")

@@ -48,6 +48,13 @@ def naive_rows(documents: list[str], context: int) -> tuple[torch.Tensor, torch.
     return torch.tensor(rows, dtype=torch.float32), torch.tensor(owners)
 
 
+def test_one_text_names_many_sites_in_the_order_in_which_they_are_stored(tmp_path):
+    assert collect(tmp_path / "all", sites="all.resid_post").sites == SITES
+    assert collect(tmp_path / "some", sites=["1.resid_post", "0-0.resid_post"]).sites == SITES[::-1]
+    with pytest.raises(ValueError, match="each once"):
+        collect(tmp_path / "twice", sites=["all.resid_post", SITE])
+
+
 def test_rows_are_the_tokens_of_the_documents_in_order(tmp_path):
     store = collect(tmp_path / "store")
     rows, owners = naive_rows(texts(100), 16)

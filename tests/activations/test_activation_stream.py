@@ -106,6 +106,13 @@ def test_two_sites_give_the_same_rows(store, kind):
         assert torch.equal(batch[SITES[1]], -batch[SITES[0]][:, :6])
 
 
+def test_a_text_that_may_mean_several_sites_gives_batches_by_site(store):
+    by_site = next(ActivationStream(store, "all.resid_post", 48, seed=3))
+    assert list(by_site) == SITES
+    assert torch.equal(by_site[SITE], next(ActivationStream(store, SITE, 48, seed=3)))
+    assert list(next(ActivationStream((FakeModel(), texts(40)), "1-1.resid_post", 48))) == SITES[1:]
+
+
 def test_a_batch_is_not_changed_by_those_after_it(store):
     """The buffers of a stream are used again; what it gave out must not be."""
     s = stream("disk", store)

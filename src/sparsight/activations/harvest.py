@@ -58,7 +58,8 @@ def harvest(
         lm: A `LanguageModel`, or anything with the methods of `Reads`.
         documents: Strings or objects with `.text`, and optionally `.id` (int) and `.labels` ({feature: one value per
             token that is not special}). Read lazily: may be endless. On resume the same documents must come again.
-        sites: One or several; all are read in one pass.
+        sites: One or several, as in `choose_sites` ("all.resid_post" ...); all are read in one pass, and
+            stored in this order.
         out: Folder of the store, absent or empty.
         n_tokens: Rows to store. When the text has fewer, all are stored, `short_of` in the record says how many were
             asked for, and `notify` is told.
@@ -80,14 +81,14 @@ def harvest(
         progress: Show an estimate of time and bytes, and a bar, on stderr.
         notify: Called with each remark; by default it is printed on stderr.
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or a site is named twice.
         ModelError: the model has no such site.
         DataError: there is no text, labels do not fit, or an activation is not finite or too large for `dtype`.
         StoreError: `out` holds something else, was begun under other settings, or the disk is full.
     """
     if isinstance(documents, str):
         raise ValueError("documents must be several texts, got one string; put it into a list")
-    wanted = distinct_sites(sites)
+    wanted = distinct_sites(sites, lm.sites())
     settings = _settings(
         lm,
         wanted,

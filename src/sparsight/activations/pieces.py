@@ -11,15 +11,19 @@ from torch import Tensor
 
 from sparsight.activations.record import Cursor
 from sparsight.models import Site
+from sparsight.models.site_choice import sites_meant
 
 
-def distinct_sites(sites: Sequence[str | Site] | str | Site) -> list[Site]:
-    """One or several sites, as they were asked for.
+def distinct_sites(sites: Sequence[str | Site] | str | Site, known: Sequence[Site]) -> list[Site]:
+    """One or several sites, in the order in which they were asked for.
 
+    Args:
+        sites: See `sites_meant`.
+        known: Those of the model or store.
     Raises:
-        ValueError: there is none, or one twice.
+        ValueError: there is none, or one twice, or a text does not read as sites.
     """
-    wanted = [Site.parse(site) for site in ([sites] if isinstance(sites, str | Site) else sites)]
+    wanted = sites_meant(sites, known)
     if not wanted or len(set(wanted)) != len(wanted):
         raise ValueError(f"sites must be one or more, each once, got {[str(site) for site in wanted]}")
     return wanted

@@ -15,6 +15,7 @@ from sparsight.activations.split import mix_seed
 from sparsight.activations.store import ActivationStore
 from sparsight.errors import DataError
 from sparsight.models import Site
+from sparsight.models.site_choice import names_one_site
 
 _TENSOR = "tensor"  # the name of the only site of a plain tensor
 _SERIAL = (1 << 15) - 1  # numbers: what torch copies in one thread; from one more on it shares the work out
@@ -49,7 +50,8 @@ class ActivationStream:
 
         Args:
             source: A store or a view of one; a tensor `[n, d]`; or a model and documents that can be iterated again.
-            sites: One site: batches are tensors. A sequence: batches are `{site: tensor}` with the same rows at each.
+            sites: One site: batches are tensors. A sequence, or a text that may mean several (see `choose_sites`):
+                batches are `{site: tensor}` with the same rows at each.
                 May be left out for a tensor and for a store with one site.
             memory: Bytes. A store whose rows at these sites take less is loaded and permuted as a whole.
             buffer_rows: Rows mixed at a time when they are not all in memory.
@@ -204,7 +206,9 @@ def _permutation(seed: int, epoch: int, index: int, n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, epoch, index + 1)))
 
 
-def _sites(source: object, sites: str | Site | Sequence[str | Site] | None) -> tuple[list[Site], bool]:
+def _sites(
+    source: ActivationStore | Tensor | tuple[Reads, Any], sites: str | Site | Sequence[str | Site] | None
+) -> tuple[list[Site], bool]:
     """The sites, and whether batches are bare tensors."""
     if isinstance(source, Tensor):
         if sites is not None:
@@ -217,7 +221,8 @@ def _sites(source: object, sites: str | Site | Sequence[str | Site] | None) -> t
                 f"say which site(s) to stream{': ' if known else ''}{', '.join(str(site) for site in known)}"
             )
         return known, True
-    return distinct_sites(sites), isinstance(sites, str | Site)
+    known = source.sites if isinstance(source, ActivationStore) else source[0].sites()
+    return distinct_sites(sites, known), names_one_site(sites)
 
 
 def _finite(tensor: Tensor) -> Tensor:

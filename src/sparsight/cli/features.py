@@ -22,7 +22,8 @@ def features(
         typer.Option("--labels", help="JSON file of labels by document or row, in place of the store's own."),
     ] = None,
     site: Annotated[
-        list[str] | None, typer.Option("--site", help="Only here, e.g. 2.resid_post. Repeat. Default: all stored.")
+        list[str] | None,
+        typer.Option("--site", help=f"Only here: {options.SITES}. Repeat for more. Default: all that is stored."),
     ] = None,
     given: Annotated[
         str | None,

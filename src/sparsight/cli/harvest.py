@@ -17,7 +17,7 @@ def harvest(
     tokens: Annotated[
         int, typer.Option("--tokens", help="Activations to store: tokens that are neither padding nor special.")
     ],
-    site: Annotated[list[str], typer.Option("--site", help="Where to read, e.g. 2.resid_post. Repeat for several.")],
+    site: Annotated[list[str], typer.Option("--site", help=f"Where to read: {options.SITES}. Repeat for more.")],
     model: options.Model = "organism",
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="A .txt, .jsonl or .parquet file. Repeat for several.")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sparsight.evaluation import Approximate
     from sparsight.models import LanguageModel
 
+SITES = "2.resid_post, 0-3.attn_z,mlp_out, all.resid_post, embed, or all (every layer's attn_z, mlp_out and resid_post)"
+"""What a flag for several sites takes; `sparsight.models.choose_sites` reads it."""
+
 Model = Annotated[
     str, typer.Option("--model", help="'organism', 'organism-backdoored', a local model folder, or a hub id.")
 ]

@@ -20,11 +20,7 @@ def suite(
     l0: Annotated[list[float], typer.Option("--l0", help="Active latents per token to ask for. Repeat for several.")],
     sites: Annotated[
         list[str],
-        typer.Option(
-            "--sites",
-            help="'all' (every layer's attn_z, mlp_out and resid_post), or LAYERS.KINDS such as all.resid_post or "
-            "0-3.attn_z,mlp_out. Repeat to add more.",
-        ),
+        typer.Option("--sites", help=f"Where to read: {options.SITES}. Repeat for more."),
     ] = ["all"],  # noqa: B006 (typer reads it and changes nothing)
     model: options.Model = "organism",
     architecture: Annotated[

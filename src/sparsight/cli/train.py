@@ -67,8 +67,8 @@ def train(
         list[str] | None,
         typer.Option(
             "--site",
-            help="Which site, when the store holds several. Twice for a transcoder (input, output), repeatedly for a "
-            "crosscoder.",
+            help="Which site, when the store holds several. Twice for a transcoder (input, output), repeatedly "
+            "or such as all.resid_post for a crosscoder.",
         ),
     ] = None,
     skip: Annotated[bool, typer.Option("--skip", help="Transcoder: also learn an affine map past the code.")] = False,
@@ -185,19 +185,21 @@ def _preset_config(
     site: str | list[str] | None,
 ) -> "DictionaryConfig":
     """Our configuration of a preset's definition, its coefficient converted for these activations."""
+    from sparsight.models.site_choice import sites_meant
     from sparsight.training.presets import preset
 
     chosen = preset(name)
     kind = chosen.definition(architecture).config.architecture
     if given.l1 is not None:
         raise ValueError("--l1 is in our own units; with --preset give --coefficient in the project's, or --k")
-    if len(stores) > 1 or isinstance(site, list):
+    held = stores[0].sites
+    meant = held if site is None else sites_meant(site, held)
+    if len(stores) > 1 or (site is not None and len(meant) != 1):
         raise ValueError("a preset is of one site of one store; name one with --site")
-    known = [str(one) for one in stores[0].sites]
-    if site is None and len(known) > 1:
-        raise ValueError(f"the store holds {', '.join(known)}; choose one with --site")
+    if len(meant) != 1:
+        raise ValueError(f"the store holds {', '.join(map(str, held))}; choose one with --site")
     part = stores[0].split("train")
-    rows = part.rows(site or known[0], slice(0, min(len(part), 65_536)))
+    rows = part.rows(meant[0], slice(0, min(len(part), 65_536)))
     fields: dict[str, Any] = {}
     if given.k is not None:
         fields = {"k": given.k} if "topk" in kind or kind == "matryoshka" else {"target_l0": float(given.k)}

@@ -12,6 +12,7 @@ from sparsight.intervention.direction import Direction, as_direction, fitting, o
 from sparsight.intervention.edits import Edits, everywhere
 from sparsight.intervention.positions import Where, checked_where
 from sparsight.models import LanguageModel, Site
+from sparsight.models.site_choice import sites_meant
 
 Directions: TypeAlias = Direction | Tensor | Sequence[Direction | Tensor]
 """One direction, or several whose span is meant."""
@@ -231,7 +232,7 @@ def span_of(
     Raises:
         ValueError, DataError: a direction does not fit the model, or repeats others.
     """
-    places = write_sites(lm) if sites is None else [Site.parse(site) for site in sites]
+    places = write_sites(lm) if sites is None else sites_meant(sites, lm.sites())
     if not places:
         raise ValueError("expected at least one site to edit, got none")
     if isinstance(directions, Direction) or (isinstance(directions, Tensor) and directions.dim() == 1):

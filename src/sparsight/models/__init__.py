@@ -10,6 +10,18 @@ from sparsight.models.language_model import LanguageModel
 from sparsight.models.loading import load_model
 from sparsight.models.randomising import randomised
 from sparsight.models.site import KINDS, Site
+from sparsight.models.site_choice import choose_sites
 from sparsight.models.tokens import Tokens
 
-__all__ = ["KINDS", "Edit", "LanguageModel", "Replacement", "Site", "Tokens", "load_model", "organism", "randomised"]
+__all__ = [
+    "KINDS",
+    "Edit",
+    "LanguageModel",
+    "Replacement",
+    "Site",
+    "Tokens",
+    "choose_sites",
+    "load_model",
+    "organism",
+    "randomised",
+]

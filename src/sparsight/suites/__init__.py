@@ -1,10 +1,10 @@
 """Suites: dictionaries at many sites, widths and sparsities of one model, measured alike and listed in one index."""
 
+from sparsight.models import choose_sites
 from sparsight.suites.build import suite
 from sparsight.suites.index import Measured, Suite, SuiteMember, SuiteRecord, read_suite
 from sparsight.suites.page import write_suite_report
 from sparsight.suites.plan import Estimate, MemberPlan, SuitePlan, plan_suite
-from sparsight.suites.sites import choose_sites
 
 __all__ = [
     "Estimate",

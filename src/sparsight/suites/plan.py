@@ -7,8 +7,7 @@ from typing import Any
 
 from sparsight.dictionaries import DictionaryConfig
 from sparsight.formats.architectures import ARCHITECTURES
-from sparsight.models import LanguageModel, Site
-from sparsight.suites.sites import choose_sites
+from sparsight.models import LanguageModel, Site, choose_sites
 from sparsight.training import Training
 
 Number = float | int

@@ -13,6 +13,7 @@ from sparsight.dictionaries.base import Place
 from sparsight.dictionaries.transcoder import TranscoderDictionary
 from sparsight.errors import TrainingError
 from sparsight.models import Site
+from sparsight.models.site_choice import sites_meant
 from sparsight.training.joined import JoinedStream, check_same_tokens
 from sparsight.training.settings import Training
 
@@ -94,8 +95,10 @@ def open_source(
     elif isinstance(source, Tensor):
         opened = _from_tensors([source], site, training)
     elif isinstance(source, ActivationStore):
-        chosen = [source] if site is None or isinstance(site, str | Site) else [source] * len(site)
-        opened = _from_stores(chosen, site, training)
+        wanted = None if site is None else sites_meant(site, source.sites)
+        if wanted == []:
+            raise ValueError("site must name at least one site, got none; leave it out where the store has one")
+        opened = _from_stores([source] * len(wanted or [None]), wanted, training)
     elif len(source) == 0:
         raise ValueError("source must hold activations, got an empty sequence")
     elif all(isinstance(part, ActivationStore) for part in source):
@@ -133,7 +136,7 @@ def _from_stream(stream: ActivationStream, site: Sites, training: Training) -> S
         raise ValueError(
             f"the stream's batch_size is {stream.batch_size}, the training's {training.batch_size}; make them equal"
         )
-    if site is not None and [Site.parse(s) for s in _listed(site)] != stream.sites:
+    if site is not None and sites_meant(site, stream.sites) != stream.sites:
         raise ValueError(f"the stream is of {[str(s) for s in stream.sites]}, not of {site}; leave site out")
     description = f"stream: {stream.mixing}"
     if len(stream.sites) < 2:
@@ -208,9 +211,12 @@ def _choose(sites: list[Site], site: str | Site | None) -> Site:
     names = ", ".join(str(known) for known in sites)
     if site is None:
         raise ValueError(f"the store holds several sites ({names}); say which with site=")
-    if Site.parse(site) not in sites:
-        raise ValueError(f"the store holds {names}, not {site}; choose one of them or harvest it")
-    return Site.parse(site)
+    meant = sites_meant(site, sites)
+    if len(meant) != 1:
+        raise ValueError(f"give one site for each store, got {site}, which means {len(meant)} of {names}")
+    if meant[0] not in sites:
+        raise ValueError(f"the store holds {names}, not {meant[0]}; choose one of them or harvest it")
+    return meant[0]
 
 
 def _listed(site: str | Site | Sequence[str | Site]) -> list[str | Site]:

@@ -271,6 +271,8 @@ def test_labels_that_are_not_aligned_with_tokens_are_refused():
         report(None, store, ["colour"])
     with pytest.raises(DataError, match=r"expected 1\.resid_post; harvest"):
         report(None, store, ["day"], ["1.resid_post"])
+    with pytest.raises(DataError, match=r"expected 1\.resid_post; harvest"):
+        report(None, store, ["day"], ["all.resid_post", "0-1.resid_post"])
     with pytest.raises(DataError, match="has 2 classes, got label 6"):
         report(None, store, ["day"], meanings={"day": Meaning("binary", ("no", "yes"))})
 

@@ -19,6 +19,7 @@ from sparsight.evaluation.features.scores import Resampling, balanced_accuracy, 
 from sparsight.evaluation.features.site_map import control_or_none, site_maps
 from sparsight.evaluation.reading import Predicts, StoredActivations, check_model, reported, site_for
 from sparsight.models import Site
+from sparsight.models.site_choice import sites_meant
 
 Dictionaries = Mapping[str, AbstractDictionary] | Sequence[AbstractDictionary]
 
@@ -49,7 +50,7 @@ def report(
         lm: The model the activations came from, for interventions; None leaves them out.
         store: Whole, with documents on both sides.
         labels: None for all features of the store, names of some, or labels by name, one for each stored token.
-        sites: Where to look; all sites of the store when None.
+        sites: Where to look, as in `choose_sites` ("all.resid_post" ...); all sites of the store when None.
         dictionaries: To be searched for latents, each at its own site; by name, or named after their architecture.
         meanings: Kind and classes of features; the organism's own are known.
         given: A feature to hold fixed where shapes of ordered features are measured and interventions made, such as the
@@ -65,7 +66,7 @@ def report(
     """
     began = time.perf_counter()
     held = ", ".join(map(str, store.sites))
-    chosen = list(store.sites) if sites is None else [Site.parse(site) for site in sites]
+    chosen = list(store.sites) if sites is None else list(dict.fromkeys(sites_meant(sites, store.sites)))
     for site in chosen:
         if site not in store.sites:
             raise DataError(f"the store holds {held}, expected {site}; harvest that site")
