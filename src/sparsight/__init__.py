@@ -76,6 +76,11 @@ _PUBLIC = {
     "Effects": "sparsight.circuits",
     "Splice": "sparsight.circuits",
     "latent_effects": "sparsight.circuits",
+    "Chains": "sparsight.theory.learning_coefficient",
+    "FunctionLoss": "sparsight.theory.learning_coefficient",
+    "LearningCoefficient": "sparsight.theory.learning_coefficient",
+    "ModuleLoss": "sparsight.theory.learning_coefficient",
+    "learning_coefficient": "sparsight.theory.learning_coefficient",
     "top_contexts": "sparsight.interpretation",
     "write_report": "sparsight.interpretation",
     "suite": "sparsight.suites",
@@ -171,6 +176,11 @@ if TYPE_CHECKING:
     from sparsight.models import load_model as load_model
     from sparsight.models import organism as organism
     from sparsight.suites import suite as suite
+    from sparsight.theory.learning_coefficient import Chains as Chains
+    from sparsight.theory.learning_coefficient import FunctionLoss as FunctionLoss
+    from sparsight.theory.learning_coefficient import LearningCoefficient as LearningCoefficient
+    from sparsight.theory.learning_coefficient import ModuleLoss as ModuleLoss
+    from sparsight.theory.learning_coefficient import learning_coefficient as learning_coefficient
     from sparsight.training import FineTune as FineTune
     from sparsight.training import TensorBoard as TensorBoard
     from sparsight.training import Training as Training
