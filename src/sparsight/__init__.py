@@ -68,6 +68,7 @@ _PUBLIC = {
     "clamp": "sparsight.intervention",
     "difference_in_means": "sparsight.intervention",
     "Direction": "sparsight.intervention",
+    "Elicitation": "sparsight.intervention",
     "elicit": "sparsight.intervention",
     "elicit_adapters": "sparsight.intervention",
     "latent_adversarial_training": "sparsight.intervention",
@@ -161,6 +162,7 @@ if TYPE_CHECKING:
     from sparsight.interpretation import top_contexts as top_contexts
     from sparsight.interpretation import write_report as write_report
     from sparsight.intervention import Direction as Direction
+    from sparsight.intervention import Elicitation as Elicitation
     from sparsight.intervention import ablate_direction as ablate_direction
     from sparsight.intervention import add_direction as add_direction
     from sparsight.intervention import clamp as clamp

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import asdict, replace
+from inspect import signature
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from models.tiny_models import count_hooks, texts
 from safetensors.torch import load_file
 
 from sparsight.cli.app import main
+from sparsight.cli.elicit import elicit as command
 from sparsight.dictionaries import TopK
 from sparsight.errors import DataError, UndefinedMetric
 from sparsight.intervention import Direction
 from sparsight.intervention.elicit import (
     Adapters,
+    Elicitation,
     Reach,
     Search,
     elicit,
@@ -360,3 +364,22 @@ def test_the_radius_grid_is_relative_to_the_activations():
     points = find_radius(reach, Search(), shares=[0.1, 1.0], n_vectors=2, steps=2)
     assert points[1].radius / points[0].radius == pytest.approx(10)
     assert points[1].kl > points[0].kl > 0
+
+
+def test_settings_come_whole_or_by_name_and_the_command_has_the_same_defaults():
+    lm, place, search = tiny_model("llama"), ("0.mlp_out", "1.resid_post"), Search(n_vectors=2, steps=2)
+    settings = Elicitation(radius=4.0, max_new_tokens=2, last=1)
+    whole, _ = elicit(lm, ["w1 w2"], *place, search, settings)
+    named, _ = elicit(lm, ["w1 w2"], *place, search, radius=4.0, max_new_tokens=2, last=1)
+    mixed, _ = elicit(lm, ["w1 w2"], *place, search, replace(settings, last=None), last=1)
+    assert whole == named == mixed
+    assert whole != elicit(lm, ["w1 w2"], *place, search, settings, last=None)[0]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strength'"):
+        elicit(lm, ["w1 w2"], *place, search, settings, strength=2)
+    ours = {**asdict(Search()), **asdict(Elicitation())}
+    typed = {name: one.default for name, one in signature(command).parameters.items()}
+    for name, here in {"vectors": "n_vectors", "new_tokens": "max_new_tokens"}.items():
+        typed[here] = typed.pop(name)
+    both = sorted(ours.keys() & typed.keys())
+    assert len(both) == 12, both
+    assert [typed[name] for name in both] == [ours[name] for name in both]

@@ -1,7 +1,5 @@
 """`sparsight elicit`: perturbations that move a model most, and what it says under each."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -56,15 +54,7 @@ def elicit(
         orthogonal=orthogonal,
         seed=seed,
     )
-    found: Callable[..., tuple[intervention.Elicited, object]] = intervention.elicit
-    if adapter_rank:
-        found = partial(intervention.elicit_adapters, rank=adapter_rank)
-    record, _ = found(
-        load_model(model, device=device),
-        prompt,
-        source,
-        target,
-        search,
+    settings = intervention.Elicitation(
         radius=radius,
         p=p,
         q=q,
@@ -74,4 +64,10 @@ def elicit(
         out=out,
         progress=not quiet,
     )
+    lm = load_model(model, device=device)
+    record: intervention.Elicited
+    if adapter_rank:
+        record, _ = intervention.elicit_adapters(lm, prompt, source, target, search, settings, rank=adapter_rank)
+    else:
+        record, _ = intervention.elicit(lm, prompt, source, target, search, settings)
     typer.echo(record.to_json() if as_json else record.to_table())

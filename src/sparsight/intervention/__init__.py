@@ -29,6 +29,7 @@ from sparsight.intervention.direction_edits import (
 )
 from sparsight.intervention.edits import Edits, TokenEdit
 from sparsight.intervention.elicit import (
+    Elicitation,
     Elicited,
     Reach,
     Search,
@@ -53,6 +54,7 @@ __all__ = [
     "Direction",
     "Dose",
     "Edits",
+    "Elicitation",
     "Elicited",
     "Format",
     "Gate",

@@ -5,9 +5,11 @@ from sparsight.intervention.elicit.reach import Reach
 from sparsight.intervention.elicit.record import Elicited, FoundVector, RadiusPoint
 from sparsight.intervention.elicit.run import elicit, elicit_adapters
 from sparsight.intervention.elicit.search import Search, find_adapters, find_vectors, first_singular_vectors
+from sparsight.intervention.elicit.settings import Elicitation
 
 __all__ = [
     "Adapters",
+    "Elicitation",
     "Elicited",
     "FoundVector",
     "RadiusPoint",

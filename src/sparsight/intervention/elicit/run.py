@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from sparsight.intervention.elicit.radius import find_radius, knee
 from sparsight.intervention.elicit.reach import Power, Reach
 from sparsight.intervention.elicit.record import Elicited, FoundVector, Near
 from sparsight.intervention.elicit.search import Search, find_adapters, find_vectors
+from sparsight.intervention.elicit.settings import Elicitation
 from sparsight.intervention.latent_edits import check_made_for
 from sparsight.models import LanguageModel, Site
 
@@ -31,33 +32,19 @@ def elicit(
     source: Site | str,
     target: Site | str,
     search: Search | None = None,
-    *,
-    radius: float | int | None = None,
-    p: float | int = 2,
-    q: float | int = 2,
-    last: int | None = None,
-    max_new_tokens: int = 12,
-    dictionary: AbstractDictionary | None = None,
-    known: Mapping[str, Direction | Tensor] | None = None,
-    out: str | Path | None = None,
-    progress: bool = False,
+    settings: Elicitation | None = None,
+    **fields: Any,
 ) -> tuple[Elicited, Float[Tensor, "v d"]]:
     """Perturbations at one site that change another most, and what the model does under each.
 
     Args:
         lm: A causal model; nothing of it is overwritten.
-        prompts: Texts to perturb; `sum_prompts (sum_tokens |Z - Z0|^p)^(1/q)` is maximised over them.
+        prompts: Texts to perturb.
         source: Where perturbations are added, at every token but special ones, also in what is generated.
         target: Where their effect is measured.
-        search: How many, how, for how long; its radius counts only if `radius` is not found at the knee.
-        radius: Norm of the perturbations; found at the knee of the next token's divergence when None.
-        p, q: Exponents.
-        last: Count only so many of the last tokens of each prompt.
-        max_new_tokens: Length of the completions.
-        dictionary: To name the atoms that lie closest; of this model and of the source's width.
-        known: Directions to compare with, by name.
-        out: Folder for the record and the vectors, if they are to be kept.
-        progress: Show bars on stderr.
+        search: How many, how, for how long; its radius is replaced by that of the settings or at the knee.
+        settings: All else: radius, exponents, completions, what to compare with, where to keep it.
+        fields: Fields of the settings by name: `radius=4.0` is `Elicitation(radius=4.0)`.
     Returns:
         The record, its vectors ranked, and the vectors themselves by number.
     Raises:
@@ -65,15 +52,14 @@ def elicit(
         DataError: the search left what is finite, or the dictionary or a known direction is of another model.
         UndefinedMetric: no radius was given and there is no knee.
     """
-    reach = Reach(lm, lm.tokenize(list(prompts)), source, target, power=Power(p, q), last=last)
-    asked = _Asked(reach, prompts, max_new_tokens, dictionary, known or {})
+    asked = _Asked.of(lm, prompts, source, target, search, settings, fields)
+    reach, progress = asked.reach, asked.settings.progress
 
-    def find(settings: Search) -> Vectors:
-        return Vectors(find_vectors(reach, reach.d, settings, dtype=reach.unperturbed.dtype, progress=progress))
+    def find(search: Search) -> Vectors:
+        return Vectors(find_vectors(reach, reach.d, search, dtype=reach.unperturbed.dtype, progress=progress))
 
-    record, found = _searched(asked, search or Search(), find, radius)
-    if out is not None:
-        _write(Path(out), record, VECTORS_FILE, {"vectors": found.theta})
+    record, found = _searched(asked, find)
+    _keep(asked, record, VECTORS_FILE, {"vectors": found.theta})
     return record, found.theta
 
 
@@ -83,17 +69,10 @@ def elicit_adapters(
     source: Site | str,
     target: Site | str,
     search: Search | None = None,
+    settings: Elicitation | None = None,
     *,
     rank: int = 1,
-    radius: float | int | None = None,
-    p: float | int = 2,
-    q: float | int = 2,
-    last: int | None = None,
-    max_new_tokens: int = 12,
-    dictionary: AbstractDictionary | None = None,
-    known: Mapping[str, Direction | Tensor] | None = None,
-    out: str | Path | None = None,
-    progress: bool = False,
+    **fields: Any,
 ) -> tuple[Elicited, Adapters]:
     """`elicit` with perturbations that read what they are added to: `x + R sum_r (a_r . x / |x|) b_r`.
 
@@ -101,29 +80,27 @@ def elicit_adapters(
     the adapters read and write along random directions.
 
     Args:
-        lm, prompts, source, target, search: As for `elicit`; "adam", and not one after another.
+        lm, prompts, source, target, settings, fields: As for `elicit`.
+        search: The same; "adam", and not one after another.
         rank: Directions read and written by each.
-        radius, p, q, last, max_new_tokens, dictionary, known, out, progress: As for `elicit`.
     Returns:
         The record, its adapters ranked, and the adapters themselves by number.
     Raises:
         ValueError, DataError, UndefinedMetric: as `elicit` and `find_adapters`.
     """
-    reach = Reach(lm, lm.tokenize(list(prompts)), source, target, power=Power(p, q), last=last)
-    asked = _Asked(reach, prompts, max_new_tokens, dictionary, known or {})
+    asked = _Asked.of(lm, prompts, source, target, search, settings, fields)
 
-    def find(settings: Search) -> Adapters:
-        return find_adapters(reach, settings, rank=rank, progress=progress)
+    def find(search: Search) -> Adapters:
+        return find_adapters(asked.reach, search, rank=rank, progress=asked.settings.progress)
 
-    record, found = _searched(asked, search or Search(), find, radius, rank)
-    if out is not None:
-        _write(Path(out), record, ADAPTERS_FILE, {"read": found.read, "write": found.write})
+    record, found = _searched(asked, find, rank)
+    _keep(asked, record, ADAPTERS_FILE, {"read": found.read, "write": found.write})
     return record, found
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """Where a search is made, and what is to be said of what it finds.
+    """Where a search is made, how, and what is to be said of what it finds.
 
     Raises:
         ValueError, DataError: an atom or a known direction is no direction of the source.
@@ -131,37 +108,54 @@ class _Asked:
 
     reach: Reach
     prompts: Sequence[str]
-    max_new_tokens: int
-    dictionary: AbstractDictionary | None
-    known: Mapping[str, Direction | Tensor]
+    search: Search
+    settings: Elicitation
+
+    @staticmethod
+    def of(
+        lm: LanguageModel,
+        prompts: Sequence[str],
+        source: Site | str,
+        target: Site | str,
+        search: Search | None,
+        settings: Elicitation | None,
+        fields: Mapping[str, Any],
+    ) -> "_Asked":
+        """The arguments of `elicit`."""
+        said = replace(settings or Elicitation(), **fields)
+        reach = Reach(lm, lm.tokenize(list(prompts)), source, target, power=Power(said.p, said.q), last=said.last)
+        return _Asked(reach, prompts, search or Search(), said)
 
     def __post_init__(self) -> None:
-        if self.dictionary is not None:
-            check_made_for(self.dictionary, self.reach.lm, self.reach.source)
-        for direction in self.known.values():
+        if self.settings.dictionary is not None:
+            check_made_for(self.settings.dictionary, self.reach.lm, self.reach.source)
+        for direction in (self.settings.known or {}).values():
             fitting(direction, self.reach.lm, [self.reach.source])
 
 
-def _searched(
-    asked: _Asked, search: Search, find: Callable[[Search], Found], radius: float | int | None, rank: int = 0
-) -> tuple[Elicited, Found]:
+def _searched(asked: _Asked, find: Callable[[Search], Found], rank: int = 0) -> tuple[Elicited, Found]:
     """The radius, what is found at it, and what that does."""
-    reach, points = asked.reach, []
+    reach, radius, points = asked.reach, asked.settings.radius, []
     if radius is None:
-        points = find_radius(reach, search, find=find)
+        points = find_radius(reach, asked.search, find=find)
         radius = knee(points).radius
-    settings = replace(search, radius=float(radius))
-    found = find(settings)
-    vectors, own = _described(asked, found, settings.seed)
-    told = {"p": reach.power.p, "q": reach.power.q, "max_new_tokens": asked.max_new_tokens, "adapter_rank": rank}
+    search = replace(asked.search, radius=float(radius))
+    found = find(search)
+    vectors, own = _described(asked, found, search.seed)
+    told = {
+        "p": reach.power.p,
+        "q": reach.power.q,
+        "max_new_tokens": asked.settings.max_new_tokens,
+        "adapter_rank": rank,
+    }
     record = Elicited(
         model=reach.lm.name,
         source=str(reach.source),
         target=str(reach.target),
         prompts=list(asked.prompts),
-        settings={**asdict(settings), **told},
-        radius=settings.radius,
-        relative=settings.radius / reach.mean_norm(),
+        settings={**asdict(search), **told},
+        radius=search.radius,
+        relative=search.radius / reach.mean_norm(),
         radii=points,
         unperturbed=own,
         vectors=vectors,
@@ -206,8 +200,8 @@ class _WhileWriting:
 def _described(asked: _Asked, what: Perturbations, seed: int) -> tuple[list[FoundVector], list[str]]:
     """Every perturbation with what it does, ranked; and what the model goes on with by itself."""
     reach = asked.reach
-    said = completions_under(reach, what, asked.max_new_tokens)
-    own = completions_under(reach, torch.zeros(1, reach.d), asked.max_new_tokens)[0]
+    said = completions_under(reach, what, asked.settings.max_new_tokens)
+    own = completions_under(reach, torch.zeros(1, reach.d), asked.settings.max_new_tokens)[0]
     kinds = cluster_completions(said)
     with torch.no_grad():
         objective = reach(what)
@@ -223,8 +217,8 @@ def _described(asked: _Asked, what: Perturbations, seed: int) -> tuple[list[Foun
             cluster=kinds[i],
             same=sum(a == b for a, b in zip(said[i], own, strict=True)) / len(own),
             completions=_texts(reach.lm, said[i]),
-            atoms=_nearest_atoms(written[i], asked.dictionary),
-            known=_nearest_known(written[i], asked.known),
+            atoms=_nearest_atoms(written[i], asked.settings.dictionary),
+            known=_nearest_known(written[i], asked.settings.known or {}),
             nearest=float(others[i]),
         )
         for i in range(len(what))
@@ -261,9 +255,13 @@ def _largest(cosines: Float[Tensor, "n r"]) -> Float[Tensor, " n"]:
     return cosines.gather(1, best)[:, 0]
 
 
-def _write(folder: Path, record: Elicited, name: str, tensors: Mapping[str, Tensor]) -> None:
+def _keep(asked: _Asked, record: Elicited, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Record and tensors in the folder that was named, if one was."""
+    if asked.settings.out is None:
+        return
     from safetensors.torch import save_file
 
+    folder = Path(asked.settings.out)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
     (folder / RECORD_FILE).write_text(record.to_json() + "\n", encoding="utf-8")
