@@ -1,6 +1,7 @@
 """Dose-response of steering: what a latent or a direction does to what is written, and what it costs elsewhere."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -69,47 +70,22 @@ def steer(
     if not strengths:
         raise ValueError("expected at least one strength")
     texts, start = lm.tokenize(list(neutral)), lm.tokenize(list(prompts))
-    place, unit, edits_at, name = _steered(lm, what, latent, site, where, texts)
-    with torch.no_grad():
-        x = lm.activations(texts, [place])[place][texts.counted.to(lm.device)]
-        loss = float(lm.loss(texts))
+    trial = _Trial(lm, start, texts, score, max_new_tokens, _steered(lm, what, latent, site, where, texts))
     generator = torch.Generator().manual_seed(seed)
     doses = []
     with reported("steering", len(strengths), shown=progress) as advance:
         for strength in strengths:
-            edits = edits_at(strength)
-            written = _continuations(lm, start, edits, max_new_tokens)
-            with torch.no_grad():
-                edited = lm.activations(texts, [place], edits=edits)[place][texts.counted.to(lm.device)]
-                loss_now = float(lm.loss(texts, edits=edits))
-            size = float((edited - x).double().norm(dim=1).mean())  # squares of large ones do not fit float32
-            moved, reencoded = _other_latents(what, latent, x, edited, strength * unit)
-            doses.append(
-                Dose(
-                    strength=strength,
-                    value=strength * unit,
-                    relative=size / float(x.norm(dim=1).mean()),
-                    behaviour=_shown(written, score),
-                    control=_controls(lm, start, place, size, n_controls, generator, score, max_new_tokens, where),
-                    kl=mean_kl(lm, texts, edits),
-                    loss=loss_now,
-                    loss_added=loss_now / loss - 1,
-                    repetition=sum(map(repetition, written)) / len(written),
-                    moved=moved,
-                    reencoded=reencoded,
-                    example=" ".join(written[0]),
-                )
-            )
+            doses.append(trial.dose(strength, n_controls, generator))
             advance(1)
     return Steering(
         model=lm.name,
-        site=str(place),
-        steered=name,
-        unit=unit,
+        site=str(trial.steered.site),
+        steered=trial.steered.name,
+        unit=trial.steered.unit,
         n_prompts=len(start),
-        n_neutral=len(x),
-        baseline=_shown(_continuations(lm, start, {}, max_new_tokens), score),
-        loss=loss,
+        n_neutral=len(trial.x),
+        baseline=trial.shown(trial.continuations({})),
+        loss=trial.loss,
         doses=doses,
     )
 
@@ -153,6 +129,28 @@ def largest_value(dictionary: AbstractDictionary, x: Float[Tensor, "n d"], laten
     return most
 
 
+@dataclass(frozen=True)
+class _Steered:
+    """What is steered.
+
+    Attributes:
+        site: Where.
+        name: Of the latent or the direction.
+        unit: What a strength of 1 is, in the units of the activations.
+        where: Positions; all when None.
+        edits: From a strength to the edits that give it.
+        dictionary, latent: The latent; None for a direction.
+    """
+
+    site: Site
+    name: str
+    unit: float
+    where: Where
+    edits: Callable[[float], Edits]
+    dictionary: AbstractDictionary | None = None
+    latent: int | None = None
+
+
 def _steered(
     lm: LanguageModel,
     what: Direction | Tensor | AbstractDictionary,
@@ -160,8 +158,7 @@ def _steered(
     site: Site | str | None,
     where: Where,
     texts: Tokens,
-) -> tuple[Site, float, Callable[[float], Edits], str]:
-    """The site, the unit of strength, the edits of a strength, and a name."""
+) -> _Steered:
     if isinstance(what, AbstractDictionary):
         if latent is None:
             raise ValueError("name the latent to clamp, with latent=")
@@ -174,7 +171,7 @@ def _steered(
         def clamped(strength: float) -> Edits:
             return clamp(dictionary, number, to=strength * most, site=place, where=where)
 
-        return place, most, clamped, f"latent {number}"
+        return _Steered(place, f"latent {number}", most, where, clamped, dictionary, number)
     if latent is not None:
         raise ValueError("a direction has no latents; leave latent out, or pass a dictionary")
     direction = as_direction(what)
@@ -183,58 +180,88 @@ def _steered(
     def added(strength: float) -> Edits:
         return add_direction(lm, direction, place, strength=strength, where=where)
 
-    return place, direction.norm, added, direction.name
+    return _Steered(place, direction.name, direction.norm, where, added)
 
 
-def _continuations(
-    lm: LanguageModel, start: Tokens, edits: Mapping[Site, Edit], max_new_tokens: int
-) -> list[list[str]]:
-    written = lm.generate(start, max_new_tokens=max_new_tokens, edits=edits)
-    before, after = start.mask.sum(dim=1), written.mask.sum(dim=1)
-    return [
-        [word.strip() for word in lm.tokens_to_strings(written.ids[i, int(before[i]) : int(after[i])].cpu())]
-        for i in range(len(start))
-    ]
+class _Trial:
+    """What every strength is tried on.
 
+    Attributes:
+        x: Activations of the neutral text's counted tokens, unedited.
+        loss: On the neutral text, unedited, nats per token.
+    """
 
-def _shown(written: list[list[str]], score: Score) -> float:
-    return sum(score(words) > 0.5 for words in written) / len(written)
+    def __init__(
+        self, lm: LanguageModel, start: Tokens, texts: Tokens, score: Score, max_new_tokens: int, steered: _Steered
+    ) -> None:
+        self.lm, self.start, self.texts, self.score, self.steered = lm, start, texts, score, steered
+        self.max_new_tokens = max_new_tokens
+        self.x, self.loss = self._neutral({})
 
+    @torch.no_grad()
+    def _neutral(self, edits: Mapping[Site, Edit]) -> tuple[Float[Tensor, "n d"], float]:
+        """The neutral text's activations at the steered site, and its loss."""
+        at, counted = self.steered.site, self.texts.counted.to(self.lm.device)
+        x = self.lm.activations(self.texts, [at], edits=edits)[at][counted]
+        return x, float(self.lm.loss(self.texts, edits=edits))
 
-def _controls(
-    lm: LanguageModel,
-    start: Tokens,
-    place: Site,
-    size: float,
-    n: int,
-    generator: torch.Generator,
-    score: Score,
-    max_new_tokens: int,
-    where: Where,
-) -> float | None:
-    """The behaviour under random directions that change activations by as much."""
-    if n == 0:
-        return None
-    shown = []
-    for _ in range(n):
-        drawn = torch.nn.functional.normalize(torch.randn(lm.width(place), generator=generator), dim=0)
-        edits = add_direction(lm, drawn, place, strength=size, where=where)
-        shown.append(_shown(_continuations(lm, start, edits, max_new_tokens), score))
-    return sum(shown) / n
+    def dose(self, strength: float, n_controls: int, generator: torch.Generator) -> Dose:
+        """What one strength does to what is written and to the neutral text."""
+        edits, value = self.steered.edits(strength), strength * self.steered.unit
+        written = self.continuations(edits)
+        edited, loss = self._neutral(edits)
+        size = float((edited - self.x).double().norm(dim=1).mean())  # squares of large ones do not fit float32
+        moved, reencoded = _other_latents(self.steered, self.x, edited, value)
+        return Dose(
+            strength=strength,
+            value=value,
+            relative=size / float(self.x.norm(dim=1).mean()),
+            behaviour=self.shown(written),
+            control=self._controls(size, n_controls, generator),
+            kl=mean_kl(self.lm, self.texts, edits),
+            loss=loss,
+            loss_added=loss / self.loss - 1,
+            repetition=sum(map(repetition, written)) / len(written),
+            moved=moved,
+            reencoded=reencoded,
+            example=" ".join(written[0]),
+        )
+
+    def continuations(self, edits: Mapping[Site, Edit]) -> list[list[str]]:
+        """The words that the model writes after each prompt."""
+        written = self.lm.generate(self.start, max_new_tokens=self.max_new_tokens, edits=edits)
+        before, after = self.start.mask.sum(dim=1), written.mask.sum(dim=1)
+        return [
+            [word.strip() for word in self.lm.tokens_to_strings(written.ids[i, int(before[i]) : int(after[i])].cpu())]
+            for i in range(len(self.start))
+        ]
+
+    def shown(self, written: list[list[str]]) -> float:
+        """Share of continuations that show the behaviour."""
+        return sum(self.score(words) > 0.5 for words in written) / len(written)
+
+    def _controls(self, size: float, n: int, generator: torch.Generator) -> float | None:
+        """The behaviour under random directions that change activations by as much."""
+        if n == 0:
+            return None
+        shown = []
+        for _ in range(n):
+            drawn = torch.randn(self.lm.width(self.steered.site), generator=generator)
+            drawn = torch.nn.functional.normalize(drawn, dim=0)
+            edits = add_direction(self.lm, drawn, self.steered.site, strength=size, where=self.steered.where)
+            shown.append(self.shown(self.continuations(edits)))
+        return sum(shown) / n
 
 
 def _other_latents(
-    what: Direction | Tensor | AbstractDictionary,
-    latent: int | None,
-    x: Float[Tensor, "n d"],
-    edited: Float[Tensor, "n d"],
-    value: float,
+    steered: _Steered, x: Float[Tensor, "n d"], edited: Float[Tensor, "n d"], value: float
 ) -> tuple[float | None, float | None]:
     """Other latents that change much when the edited activations are coded again, and the latent's own value."""
-    if not isinstance(what, AbstractDictionary) or latent is None:
+    dictionary, latent = steered.dictionary, steered.latent
+    if dictionary is None:
         return None, None
     with torch.no_grad():
-        before, after = (what.encode_dense(rows[:4096].to(what.atoms)) for rows in (x, edited))
+        before, after = (dictionary.encode_dense(rows[:4096].to(dictionary.atoms)) for rows in (x, edited))
     most = before.max(dim=0).values.clamp_min(1e-12)
     changed = (after - before).abs() > 0.1 * most
     changed[:, latent] = False

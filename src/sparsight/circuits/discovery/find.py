@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from sparsight.circuits.discovery.changes import Ablation, mean_nodes
 from sparsight.circuits.discovery.circuit import (
@@ -17,7 +18,7 @@ from sparsight.circuits.discovery.circuit import (
     orphans,
     strongest,
 )
-from sparsight.circuits.discovery.effects import Path, edge_effects, node_effects
+from sparsight.circuits.discovery.effects import Key, Path, edge_effects, node_effects
 from sparsight.circuits.discovery.examples import Examples
 from sparsight.circuits.nodes import AbstractNodes, DictionaryNodes, Placed, nodes_of
 from sparsight.models import LanguageModel, Site
@@ -82,21 +83,13 @@ def find_circuit(
     effects = node_effects(lm, nodes, examples, means, path, progress=progress)
     sites = {str(site): SiteRecord(kind=n.kind, n_nodes=n.n_latents) for site, n in nodes.items()}
     positions = examples.clean.ids.shape[1] if by_position else None
-    masks = above(effects, float(node_threshold))
-    if max_nodes is not None:
-        largest = strongest(effects, max_nodes)
-        masks = {site: mask & largest[site] for site, mask in masks.items()}
+    masks = _chosen(effects, float(node_threshold), max_nodes)
     found = node_records(sites, effects, masks, positions)
     drawn: list[EdgeRecord] = []
     if edges:
         targets = {site: [(p, c) for p, c in mask.nonzero().tolist()] for site, mask in masks.items()}
-        for key, by_parent in edge_effects(lm, nodes, examples, means, path, targets, progress=progress).items():
-            target = id_of(key, sites, positions)
-            for parent, weights in by_parent.items():
-                for p, c in (masks[parent] & (weights.abs() > edge_threshold)).nonzero().tolist():
-                    source = id_of((parent, p, c), sites, positions)
-                    drawn.append(EdgeRecord(source=source, target=target, weight=float(weights[p, c])))
-        drawn.sort(key=lambda edge: (-abs(edge.weight), edge.source, edge.target))
+        weights = edge_effects(lm, nodes, examples, means, path, targets, progress=progress)
+        drawn = _edges(weights, masks, float(edge_threshold), sites, positions)
     record = CircuitRecord(
         model=lm.name,
         sites=sites,
@@ -111,6 +104,33 @@ def find_circuit(
         n_orphans=orphans(found, drawn),
     )
     return Circuit(record, effects, {} if ablation == "zero" else means)
+
+
+def _chosen(effects: Mapping[Site, Tensor], threshold: float, max_nodes: int | None) -> dict[Site, Tensor]:
+    """At each site the nodes whose effect exceeds the threshold, or of these the strongest of all sites."""
+    masks = above(effects, threshold)
+    if max_nodes is None:
+        return masks
+    largest = strongest(effects, max_nodes)
+    return {site: mask & largest[site] for site, mask in masks.items()}
+
+
+def _edges(
+    weights: Mapping[Key, Mapping[Site, Tensor]],
+    masks: Mapping[Site, Tensor],
+    threshold: float,
+    sites: Mapping[str, SiteRecord],
+    positions: int | None,
+) -> list[EdgeRecord]:
+    """Edges between chosen nodes whose weight exceeds the threshold, strongest first."""
+    drawn = []
+    for key, by_parent in weights.items():
+        target = id_of(key, sites, positions)
+        for parent, values in by_parent.items():
+            for p, c in (masks[parent] & (values.abs() > threshold)).nonzero().tolist():
+                source = id_of((parent, p, c), sites, positions)
+                drawn.append(EdgeRecord(source=source, target=target, weight=float(values[p, c])))
+    return sorted(drawn, key=lambda edge: (-abs(edge.weight), edge.source, edge.target))
 
 
 def _check(nodes: Mapping[Site, AbstractNodes]) -> None:
