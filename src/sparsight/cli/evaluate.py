@@ -8,6 +8,7 @@ import typer
 from sparsight.cli import options
 
 if TYPE_CHECKING:
+    from sparsight.activations import ActivationStore
     from sparsight.dictionaries import AbstractDictionary
     from sparsight.evaluation.side_by_side import SideBySide
 
@@ -91,17 +92,12 @@ def evaluate(
 
     Example: sparsight evaluate runs/dictionaries/topk-1024-k16 --activations runs/store --suite all --out runs/measured
     """
-    from sparsight.activations import ActivationStore
     from sparsight.evaluation.measuring import Settings
     from sparsight.evaluation.record_values import Resampling
     from sparsight.evaluation.side_by_side import evaluate_side_by_side
     from sparsight.evaluation.token_policy import TokenPolicy
-    from sparsight.formats import load_dictionary
 
-    measured = {name: load_dictionary(path).to(options.place(device)) for name, path in _names(dictionary).items()}
-    stores = [ActivationStore(folder) for folder in activations]
-    for store in stores:
-        store.verify()
+    measured, stores = _dictionaries(dictionary, device), _stores(activations)
     if report is not None and (len(measured) > 1 or next(iter(measured.values())).places):
         raise ValueError("--report shows one dictionary of one site; leave it out, or use --html")
     lm = options.model_for(stores[0], model, no_model or len(stores) > 1, device)
@@ -138,6 +134,23 @@ def evaluate(
     _write(found, measured, out, html)
     single = next(iter(found.evaluations.values())) if len(measured) == 1 and suite is None else found
     typer.echo(single.to_json() if as_json else single.to_table())
+
+
+def _dictionaries(folders: list[Path], device: str) -> "dict[str, AbstractDictionary]":
+    """By short names."""
+    from sparsight.formats import load_dictionary
+
+    return {name: load_dictionary(path).to(options.place(device)) for name, path in _names(folders).items()}
+
+
+def _stores(folders: list[Path]) -> "list[ActivationStore]":
+    """Every byte of them checked."""
+    from sparsight.activations import ActivationStore
+
+    stores = [ActivationStore(folder) for folder in folders]
+    for store in stores:
+        store.verify()
+    return stores
 
 
 def _names(folders: list[Path]) -> dict[str, Path]:

@@ -11,6 +11,8 @@ import typer
 from sparsight.cli import options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparsight.activations import ActivationStore
     from sparsight.dictionaries import DictionaryConfig
     from sparsight.training import Run, Training
@@ -125,11 +127,11 @@ def train(
         if any(option is not None for option in (latents, architecture, preset, coefficient, k, l1, widths)) or skip:
             raise ValueError("--from keeps width, architecture and sparsity; leave out the options that choose them")
         config, settings = training.FineTune(start), training.Training(**chosen)
+    elif latents is None:
+        raise ValueError("say how wide the dictionary is with --latents, or what to go on from with --from")
     else:
-        if latents is None:
-            raise ValueError("say how wide the dictionary is with --latents, or what to go on from with --from")
-        given = _Given(architecture or "topk", latents, k, l1, widths, skip)
-        config, settings = _chosen(given, architecture, preset, coefficient, stores, sites, chosen)
+        given = _Given(architecture, latents, k, l1, widths, skip, preset, coefficient)
+        config, settings = given.config_for(stores, sites), given.training(chosen)
     [run] = training.train(
         stores[0] if len(stores) == 1 else stores,
         [config],
@@ -154,65 +156,6 @@ def _say(run: "Run", as_json: bool) -> None:
             f"{run.folder}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} "
             f"in the last batch of {last['tokens']:,} training tokens"
         )
-
-
-def _chosen(
-    given: "_Given",
-    architecture: str | None,
-    preset: str | None,
-    coefficient: float | None,
-    stores: "list[ActivationStore]",
-    site: str | list[str] | None,
-    chosen: dict[str, Any],
-) -> "tuple[DictionaryConfig, Training]":
-    """What to train and how, from a preset or from our own options."""
-    from sparsight.training import Training, presets
-
-    if preset is not None:
-        config = _preset_config(preset, architecture, given, coefficient, stores, site)
-        return config, presets.preset(preset).training(n_latents=given.latents, **chosen)
-    if coefficient is not None:
-        raise ValueError("--coefficient is in the units of a preset: give --preset too, or --l1 in our own units")
-    return given.config(), Training(**chosen)
-
-
-def _preset_config(
-    name: str,
-    architecture: str | None,
-    given: "_Given",
-    coefficient: float | None,
-    stores: "list[ActivationStore]",
-    site: str | list[str] | None,
-) -> "DictionaryConfig":
-    """Our configuration of a preset's definition, its coefficient converted for these activations."""
-    from sparsight.models.site_choice import sites_meant
-    from sparsight.training.presets import preset
-
-    chosen = preset(name)
-    kind = chosen.definition(architecture).config.architecture
-    if given.l1 is not None:
-        raise ValueError("--l1 is in our own units; with --preset give --coefficient in the project's, or --k")
-    held = stores[0].sites
-    meant = held if site is None else sites_meant(site, held)
-    if len(stores) > 1 or (site is not None and len(meant) != 1):
-        raise ValueError("a preset is of one site of one store; name one with --site")
-    if len(meant) != 1:
-        raise ValueError(f"the store holds {', '.join(map(str, held))}; choose one with --site")
-    part = stores[0].split("train")
-    rows = part.rows(meant[0], slice(0, min(len(part), 65_536)))
-    fields: dict[str, Any] = {}
-    if given.k is not None:
-        fields = {"k": given.k} if "topk" in kind or kind == "matryoshka" else {"target_l0": float(given.k)}
-    if kind == "matryoshka":
-        fields["widths"] = given.prefixes()
-    return chosen.config(
-        given.latents,
-        rows.shape[1],
-        architecture=architecture,
-        coefficient=coefficient,
-        norm_ratio=chosen.norm_ratio(rows),
-        **fields,
-    )
 
 
 def _architectures() -> "dict[str, Callable[[_Given], DictionaryConfig]]":
@@ -244,35 +187,80 @@ def _architectures() -> "dict[str, Callable[[_Given], DictionaryConfig]]":
 
 @dataclass(frozen=True)
 class _Given:
-    """The options that configure a dictionary, as they were typed."""
+    """The options that say what is trained, as they were typed."""
 
-    architecture: str
+    architecture: str | None
     latents: int
     k: int | None
     l1: float | None
     widths: str | None
     skip: bool = False
+    preset: str | None = None
+    coefficient: float | None = None
+
+    def training(self, chosen: dict[str, Any]) -> "Training":
+        """How to train: what was chosen, over the preset's schedule if there is one."""
+        from sparsight.training import Training, presets
+
+        if self.preset is None:
+            return Training(**chosen)
+        return presets.preset(self.preset).training(n_latents=self.latents, **chosen)
+
+    def config_for(self, stores: "list[ActivationStore]", site: str | list[str] | None) -> "DictionaryConfig":
+        """What to train: by our own options, or a preset's definition with its coefficient converted."""
+        if self.preset is None:
+            if self.coefficient is not None:
+                raise ValueError(
+                    "--coefficient is in the units of a preset: give --preset too, or --l1 in our own units"
+                )
+            return self.config()
+        from sparsight.training.presets import preset
+
+        chosen = preset(self.preset)
+        kind = chosen.definition(self.architecture).config.architecture
+        if self.l1 is not None:
+            raise ValueError("--l1 is in our own units; with --preset give --coefficient in the project's, or --k")
+        rows = _rows_of_one_site(stores, site)
+        fields: dict[str, Any] = {}
+        if self.k is not None:
+            fields = {"k": self.k} if "topk" in kind or kind == "matryoshka" else {"target_l0": float(self.k)}
+        if kind == "matryoshka":
+            fields["widths"] = self.prefixes()
+        return chosen.config(
+            self.latents,
+            rows.shape[1],
+            architecture=self.architecture,
+            coefficient=self.coefficient,
+            norm_ratio=chosen.norm_ratio(rows),
+            **fields,
+        )
 
     def config(self) -> "DictionaryConfig":
-        known = _architectures()
-        if self.architecture not in known:
-            *names, last = (f"'{name}'" for name in known)
-            raise ValueError(f"--architecture must be {', '.join(names)} or {last}, got {self.architecture!r}")
-        if self.widths is not None and self.architecture != "matryoshka":
-            raise ValueError(f"--widths is a setting of matryoshka, got --architecture {self.architecture}")
-        if self.skip and self.architecture != "transcoder":
-            raise ValueError(f"--skip is a setting of a transcoder, got --architecture {self.architecture}")
-        return known[self.architecture](self)
+        """By our own options."""
+        known, name = _architectures(), self.named
+        if name not in known:
+            *names, last = (f"'{one}'" for one in known)
+            raise ValueError(f"--architecture must be {', '.join(names)} or {last}, got {name!r}")
+        if self.widths is not None and name != "matryoshka":
+            raise ValueError(f"--widths is a setting of matryoshka, got --architecture {name}")
+        if self.skip and name != "transcoder":
+            raise ValueError(f"--skip is a setting of a transcoder, got --architecture {name}")
+        return known[name](self)
+
+    @property
+    def named(self) -> str:
+        """The architecture, if no preset decides."""
+        return self.architecture or "topk"
 
     def needed_k(self) -> int:
         """`--k`, where there is no other way to set the sparsity."""
         if self.l1 is not None:
             raise ValueError(
-                f"--l1 is a setting of relu, gated and crosscoder, got --architecture {self.architecture}; give --k"
+                f"--l1 is a setting of relu, gated and crosscoder, got --architecture {self.named}; give --k"
             )
         if self.k is None:
             raise ValueError(
-                f"--architecture {self.architecture} needs --k, the latents active in a token; 16 to 64 are usual"
+                f"--architecture {self.named} needs --k, the latents active in a token; 16 to 64 are usual"
             )
         return self.k
 
@@ -280,7 +268,7 @@ class _Given:
         """`--k` as an L0 to reach, if the penalty has no given weight."""
         if (self.k is None) == (self.l1 is None):
             raise ValueError(
-                f"--architecture {self.architecture} needs either --k, the mean number of active latents to reach, "
+                f"--architecture {self.named} needs either --k, the mean number of active latents to reach, "
                 "or --l1, the weight of the penalty"
             )
         return None if self.k is None else float(self.k)
@@ -295,3 +283,17 @@ class _Given:
             raise ValueError(
                 f"--widths must be numbers with commas between, e.g. 64,256, got {self.widths!r}"
             ) from None
+
+
+def _rows_of_one_site(stores: "list[ActivationStore]", site: str | list[str] | None) -> "Tensor":
+    """Training activations, by which a preset's coefficient is converted."""
+    from sparsight.models.site_choice import sites_meant
+
+    held = stores[0].sites
+    meant = held if site is None else sites_meant(site, held)
+    if len(stores) > 1 or (site is not None and len(meant) != 1):
+        raise ValueError("a preset is of one site of one store; name one with --site")
+    if len(meant) != 1:
+        raise ValueError(f"the store holds {', '.join(map(str, held))}; choose one with --site")
+    part = stores[0].split("train")
+    return part.rows(meant[0], slice(0, min(len(part), 65_536)))
