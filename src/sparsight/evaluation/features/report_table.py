@@ -4,6 +4,13 @@ from sparsight.evaluation.features.report_record import FeatureReport, LatentSet
 from sparsight.evaluation.features.site_map import SiteScore
 from sparsight.evaluation.tables import rendered, titled
 
+_WHERE = ("feature", "token alone", "represented", "home", "accuracy", "control", "unseen types", "MLP adds", "linear")
+_HOW = ("feature", "spread", "erased", "carry 90 %", "shape", "R²", "mediated", "random", "turned, moved", "at random")
+_LATENTS = (
+    *("feature", "dictionary", "n", "accuracy", "dense", "AUROC", "F1"),
+    *("mediated", "random", "best single AUROC"),
+)
+
 
 def report_table(report: FeatureReport) -> str:
     """Three parts: features with their representations, what interventions say, and latents."""
@@ -11,62 +18,17 @@ def report_table(report: FeatureReport) -> str:
         f"{report.model}: {len(report.features)} features at {len(report.sites)} sites, {report.n_tokens:,} tokens of "
         f"{report.n_documents:,} documents; balanced accuracy on held-out documents"
     )
-    where = titled(
-        title,
-        "feature",
-        "token alone",
-        "represented",
-        "home",
-        "accuracy",
-        "control",
-        "unseen types",
-        "MLP adds",
-        "linear",
-    )
-    kinds = {f.name: f for f in report.features}
-    for r in report.representations:
-        here = home_score(r)
-        where.add_row(
-            r.feature,
-            f"{kinds[r.feature].token_identity:.3f}",
-            "yes" if r.represented else "no",
-            r.home,
-            f"{here.accuracy.value:.3f}",
-            _number(here.control),
-            _number(None if r.heldout_types is None else r.heldout_types.accuracy.value),
-            _number(None if r.linearity is None else r.linearity.home.gain.value),
-            linear_or_not(r),
-        )
+    where = titled(title, *_WHERE)
     how = titled(
-        "How: dimensions by spread, by erasure, by effect; shape; mediated fraction of one token's exchange",
-        "feature",
-        "spread",
-        "erased",
-        "carry 90 %",
-        "shape",
-        "R²",
-        "mediated",
-        "random",
-        "turned, moved",
-        "at random",
+        "How: dimensions by spread, by erasure, by effect; shape; mediated fraction of one token's exchange", *_HOW
     )
+    by_token = {f.name: f.token_identity for f in report.features}
     for r in report.representations:
+        where.add_row(r.feature, f"{by_token[r.feature]:.3f}", *_where(r))
         how.add_row(r.feature, *_how(r))
     parts: list[object] = [where, how]
     if report.latent_sets:
-        latents = titled(
-            "Latents: the smallest set that is as good as 95 % of a dense probe",
-            "feature",
-            "dictionary",
-            "n",
-            "accuracy",
-            "dense",
-            "AUROC",
-            "F1",
-            "mediated",
-            "random",
-            "best single AUROC",
-        )
+        latents = titled("Latents: the smallest set that is as good as 95 % of a dense probe", *_LATENTS)
         for s in report.latent_sets:
             latents.add_row(*_latents(s, report))
         parts.append(latents)
@@ -87,6 +49,19 @@ def linear_or_not(r: RepresentationRecord) -> str:
     if r.linearity.verdict == "linear within" and r.linearity.within is not None:
         return f"in each {r.linearity.within.given}"
     return {"linear": "yes", "not linear": "no"}.get(r.linearity.verdict, r.linearity.verdict)
+
+
+def _where(r: RepresentationRecord) -> list[str]:
+    here = home_score(r)
+    return [
+        "yes" if r.represented else "no",
+        r.home,
+        f"{here.accuracy.value:.3f}",
+        _number(here.control),
+        _number(None if r.heldout_types is None else r.heldout_types.accuracy.value),
+        _number(None if r.linearity is None else r.linearity.home.gain.value),
+        linear_or_not(r),
+    ]
 
 
 def _how(r: RepresentationRecord) -> list[str]:
