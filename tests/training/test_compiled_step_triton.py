@@ -35,7 +35,7 @@ def member(config: DictionaryConfig, step: str, loops: str = "") -> Member:
 
         it.rule.compiled = CompiledStep(it.dictionary, CudaLoops)
     if it.rule.compiled is not None:
-        it.rule.compiled.loops.written()
+        it.rule.compiled.written()
     return it
 
 

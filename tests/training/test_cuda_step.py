@@ -1,11 +1,14 @@
 """On a GPU: the sparse step through Triton against the dense step (`pytest -m cuda`)."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from sparsight.dictionaries import BatchTopK, DictionaryConfig, JumpReLU, Matryoshka, TopK
 from sparsight.training import Training
 from sparsight.training.adam import AdamRule
+from sparsight.training.compiled.recorded import WARM
 from sparsight.training.member import Member
 
 
@@ -49,3 +52,32 @@ def test_selection_on_a_gpu_is_that_of_a_sort() -> None:
     batch = screened_batch_top_k(CudaScreen(encoder), x, offset, 300 * 32)
     largest = pre.flatten().topk(300 * 32).values
     torch.testing.assert_close(batch.values.double().sort(descending=True).values, largest, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "config",
+    [TopK(4096, 16), BatchTopK(4096, 16), Matryoshka(4096, 16, widths=(512, 2048))],
+    ids=lambda config: config.architecture,
+)
+def test_a_recorded_step_on_a_gpu_is_the_step(config: DictionaryConfig) -> None:
+    """Bit for bit, with latents that die on the way and revive: such steps are not recorded."""
+    g = torch.Generator().manual_seed(0)
+    ours, theirs = (
+        Member("it", config, 256, Training(n_tokens=1000, batch_size=8, step="sparse", clip=0.1), torch.device("cuda"))
+        for _ in range(2)
+    )
+    compiled: Any = ours.rule.compiled  # type: ignore[union-attr]
+    other: Any = theirs.rule.compiled  # type: ignore[union-attr]
+    other.recorded = other.recorded_move = None
+    for step in range(WARM + 12):
+        x = torch.randn(512, 256, generator=g).cuda() / 16
+        for it in (ours, theirs):
+            it.silent.fill_(10**9 if step == WARM + 5 else 0)
+        one, two = (it.step(x, 1e-3 / (1 + step), 1.0) for it in (ours, theirs))
+        assert torch.equal(one.loss, two.loss)
+        assert torch.equal(one.fired, two.fired)
+    expected = theirs.tensors()
+    for name, tensor in ours.tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert compiled.recorded.played == compiled.recorded_move.played == 11

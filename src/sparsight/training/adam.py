@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from math import isfinite
 
 import torch
 from jaxtyping import Bool, Float
@@ -86,7 +87,7 @@ class AdamRule:
     def _written(self) -> None:
         """Something else than a step wrote into the parameters."""
         if self.compiled is not None:
-            self.compiled.loops.written()
+            self.compiled.written()
 
     def _gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Objective:
         """Add up the gradients of the parts of a batch; returns the objective of the whole."""
@@ -132,21 +133,22 @@ class AdamRule:
         loss.backward()  # type: ignore[no-untyped-call]
         self._move(loss, lr)
 
-    def _move(self, loss: Tensor, lr: float) -> None:
+    def _move(self, reached: Tensor, lr: float) -> None:
         """Step along the gradients that the parameters hold.
 
         The component of an atom's gradient along the atom can only change its norm, which is then put back to 1; left
         in, it would still fill Adam's averages.
         """
-        norm = self._project_and_clip() if self.compiled is None else self.compiled.gradient_norm()
-        if not bool(torch.isfinite(loss.detach() + norm)):
+        length = self._project_and_clip() if self.compiled is None else self.compiled.gradient_norm()
+        loss, norm = torch.stack([reached.detach().to(length.dtype), length]).tolist()  # a GPU is waited for once
+        if not isfinite(loss + norm):
             raise TrainingError(
-                f"{self.name}: the loss is {float(loss.detach()):g} with a gradient of norm {float(norm):g}; "
+                f"{self.name}: the loss is {loss:g} with a gradient of norm {norm:g}; "
                 f"lower lr={lr:g}, lengthen the warmup or set clip, and resume from the last checkpoint"
             )
         if self.compiled is not None:
             clip = self.training.clip
-            self.compiled.move(self.optimizer, lr, 1.0 if clip is None else min(1.0, clip / (float(norm) + 1e-6)))
+            self.compiled.move(self.optimizer, lr, 1.0 if clip is None else min(1.0, clip / (norm + 1e-6)))
             return
         self.optimizer.step(lr)
         self.dictionary.normalize_atoms_()
@@ -183,7 +185,7 @@ class AdamRule:
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
     """On the parameter's device, and laid out in memory as it is."""
     if value.shape != parameter.shape:
-        return value.to(parameter.device)
+        return value.to(parameter.device, copy=True)
     return torch.empty_like(parameter).copy_(value)
 
 

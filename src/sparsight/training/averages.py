@@ -46,8 +46,8 @@ class Adam:
                 parameter.grad = None
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Move every parameter that has a gradient."""
+    def step(self, lr: float | Tensor) -> None:
+        """Move every parameter that has a gradient; a rate on the device is not waited for."""
         beta1, beta2 = self.betas
         for group in self.groups:
             moving = [p for p in group.parameters if p.grad is not None]

@@ -109,7 +109,7 @@ class Member:
         gain = 1.0 if self.controller is None else self.controller.gain
         objective = self.rule.step(x, self.dead, lr, sparsity * gain)
         self.silent += len(x)
-        self.silent[objective.fired] = 0
+        self.silent.masked_fill_(objective.fired, 0)
         if self.controller is not None and sparsity >= 1:
             self.controller.observe(float(objective.l0), lr / self.lr)
         if self.average is not None:

@@ -62,6 +62,8 @@ class Activation:
         loops: Of its device.
     """
 
+    same_every_step = True  # as many slots, whatever the batch holds, and nothing that the host has to know
+
     def __init__(self, dictionary: AbstractDictionary, loops: "CpuLoops | CudaLoops") -> None:
         self.dictionary: Any = dictionary
         self.loops = loops
@@ -105,6 +107,8 @@ class Activation:
 class ReLUActivation(Activation):
     """All that is positive; the penalty pulls on every value."""
 
+    same_every_step = False
+
     def slots(self, centred: Tensor) -> Slots | None:
         return self._above(centred, torch.zeros_like(self.offset))
 
@@ -119,6 +123,8 @@ class ReLUActivation(Activation):
 
 class JumpReLUActivation(Activation):
     """What exceeds its threshold; thresholds learn from what lies within a window about them."""
+
+    same_every_step = False
 
     def slots(self, centred: Tensor) -> Slots | None:
         return self._above(centred, self.dictionary.threshold - self.dictionary.bandwidth / 2)
@@ -146,6 +152,8 @@ class JumpReLUActivation(Activation):
 
 class GatedActivation(Activation):
     """What the gate lets through, with a magnitude of its own; the gate learns from its own reconstruction."""
+
+    same_every_step = False
 
     @property
     def offset(self) -> torch.nn.Parameter:

@@ -20,6 +20,8 @@ class CpuLoops:
         encoder: Rows of the encoder, in the parameter's own memory.
     """
 
+    record = None  # there is nothing to be gained by recording
+
     def __init__(self, encoder: Float[Tensor, "m d"]) -> None:
         self.screen = CpuScreen(encoder)
 
@@ -52,6 +54,12 @@ class CpuLoops:
     def measure(self, atoms: Tensor, of_atoms: Terms, of_encoder: Terms, *found: Tensor) -> None:
         own = (of_encoder.of, of_encoder.weights, of_encoder.source, of_encoder.more)
         spread(len(atoms), kernels.slopes_measured, atoms, *of_atoms, *own, *found)
+
+    def held(self, lr: float, shrink: float) -> tuple[float, float]:
+        return lr, shrink
+
+    def scalars(self, step: Tensor, lr: float, shrink: float, betas: tuple[float, float], eps: float) -> AdamScalars:
+        return AdamScalars.of(float(step), lr, shrink, betas, eps)
 
     def move_atoms(
         self, atoms: Tensor, terms: Terms, along: Tensor, averages: tuple[Tensor, Tensor], scalars: AdamScalars

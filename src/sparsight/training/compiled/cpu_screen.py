@@ -35,7 +35,7 @@ class CpuScreen(Screen):
         def choose(block: ScreenedBlock) -> None:
             given = (block.pre.view(torch.int16), centred[block.rows], self.encoder, offset, block.slack)
             chosen = (values[block.rows], latents[block.rows])
-            over(kernels.top_k_of_screened, *given, block.largest_offset, k, *chosen)
+            over(kernels.top_k_of_screened, *given, float(block.largest_offset), k, *chosen)
 
         self.over_blocks(centred, offset, choose)
         return values, latents

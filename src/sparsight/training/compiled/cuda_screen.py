@@ -60,14 +60,15 @@ class CudaScreen(Screen):
     ) -> tuple[Tensor, Tensor]:
         """The `k` largest of each row's candidates, which come by row and latent; of plain rows, of all entries."""
         n = len(centred)
-        counts = torch.bincount(rows, minlength=n)
-        width = max(k, int(counts.max()))
-        places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(dim=0) - counts)[rows]
+        first = torch.searchsorted(rows, torch.arange(n + 1, device=rows.device))
+        most, some_plain = torch.stack([first.diff().max(), plain.sum()]).tolist()
+        width = max(k, most)
+        places = torch.arange(len(rows), device=rows.device) - first[rows]
         table = values.new_full((n, width), -torch.inf).index_put_((rows, places), values)
         which = torch.zeros_like(table, dtype=torch.int64).index_put_((rows, places), latents)
         best, columns = top_k(table, k)
         best, which = best.relu(), which.gather(1, columns)
-        if bool(plain.any()):
+        if some_plain:
             others, of_others = top_k_latents(centred[plain], self.encoder.T, offset, k)
             best[plain], which[plain] = others.relu(), of_others
         return best, which
@@ -78,7 +79,7 @@ class CudaScreen(Screen):
         rows, latents = (block.pre >= floors[:, None]).nonzero(as_tuple=True)
         tokens = rows + block.rows.start
         values = self._exactly(centred, offset, tokens, latents)
-        kept = values > lower[latents]
+        kept = (values > lower[latents]).nonzero()[:, 0]
         if most is not None and int(torch.bincount(rows[kept], minlength=1).max()) > most:
             return None
         return tokens[kept], latents[kept], values[kept]

@@ -20,3 +20,7 @@ class Room:
         if kept is None or kept.numel() < size:
             kept = self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
         return kept[:size].view(shape)
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """The same numbers in the memory of that name."""
+        return self.take(name, *tensor.shape, dtype=tensor.dtype).copy_(tensor)

@@ -20,3 +20,9 @@ class AdamScalars(NamedTuple):
     beta2: float
     correction: float
     eps: float
+
+    @classmethod
+    def of(cls, step: float, lr: float, shrink: float, betas: tuple[float, float], eps: float) -> "AdamScalars":
+        """Those of a step, which is counted from 1."""
+        beta1, beta2 = betas
+        return cls(shrink, lr / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** -0.5, eps)

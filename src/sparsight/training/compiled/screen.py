@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import BFloat16, Float
+from jaxtyping import BFloat16, Float, Float64
 from torch import Tensor
 
 from sparsight.training.compiled.room import Room
@@ -32,13 +32,15 @@ class ScreenedBlock:
         slack: Bound on the error of a row's entries, without the rounding of the entries themselves.
         largest_offset: Largest magnitude among the offsets of latents that can be positive, lift included.
         lift: What was added to all entries.
+
+    The last two are on the device: a GPU's host does not wait for them.
     """
 
     rows: slice
     pre: BFloat16[Tensor, "b m"]
     slack: Float[Tensor, " b"]
-    largest_offset: float
-    lift: float
+    largest_offset: Float64[Tensor, ""]
+    lift: Float64[Tensor, ""]
 
     def floors(self, limit: float | Tensor) -> Float[Tensor, " b"]:
         """Below which screened number no entry of a row can reach `limit`; holds where limit and floor are positive."""
@@ -118,13 +120,14 @@ class Screen(ABC):
         off, norms = self._room.take("off", n), self._room.take("norms", n)
         self.round_rows(centred, rough, off, norms)
         off, norms = off.sqrt(), norms.sqrt()
-        largest = float(self.norms.max().sqrt())
+        largest, error = self.norms.max().sqrt().double(), self.errors.max().sqrt().double()
         sums = 2 * d * torch.finfo(torch.float32).eps * largest
-        slack = (norms + off) * (float(self.errors.max().sqrt()) + sums) + off * largest
-        reach = (largest + float(self.errors.max().sqrt())) * float((norms + off).max())  # of |<x, w>|
-        lift, largest_offset = 0.0, float(offset.masked_fill(offset < -reach, 0.0).abs().max())
+        slack = (norms + off) * (error + sums) + off * largest
+        reach = (largest + error) * (norms + off).max()  # of |<x, w>|
+        largest_offset = offset.masked_fill(offset < -reach, 0.0).abs().max().double()
+        lift = torch.zeros_like(largest)
         if lifted:
-            lift = 2 * (float(slack.max()) + _ROUNDING * largest_offset)
+            lift = 2 * (slack.max() + _ROUNDING * largest_offset)
             offset, largest_offset = offset + lift, largest_offset + lift
 
         def on(rows: slice, pre: Tensor) -> T:

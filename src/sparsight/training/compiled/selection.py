@@ -90,7 +90,7 @@ def collect(
     centred: Tensor,
     offset: Tensor,
     lower: Tensor,
-    limit: float,
+    limit: float | Tensor,
     most: int | None = None,
 ) -> Found | None:
     """Tokens, latents and values of a block's pre-activations above the `lower` of their latent.

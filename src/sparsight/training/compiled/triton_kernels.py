@@ -12,7 +12,6 @@ import triton.language as tl
 from jaxtyping import BFloat16, Float, Int64
 from torch import Tensor
 
-from sparsight.training.compiled.scalars import AdamScalars
 from sparsight.training.compiled.terms import Terms
 
 _kernel: Any = triton.jit
@@ -168,11 +167,15 @@ def adam(
     along: Float[Tensor, " m"] | None,
     mean: Float[Tensor, "m d"],
     square: Float[Tensor, "m d"],
-    scalars: AdamScalars,
+    scalars: Float[Tensor, " 6"],
 ) -> None:
-    """Adam on rows, in one pass; with `along` on the sphere, as `kernels.adam_on_the_sphere`."""
+    """Adam on rows, in one pass; with `along` on the sphere, as `kernels.adam_on_the_sphere`.
+
+    Args:
+        scalars: As `AdamScalars`, on the device.
+    """
     m, d = weights.shape
-    given = (weights, *terms, weights if along is None else along, mean, square, *scalars)
+    given = (weights, *terms, weights if along is None else along, mean, square, scalars)
     _adam[(m,)](*given, d, SPHERE=along is not None, D=triton.next_power_of_2(d))
 
 
@@ -190,17 +193,14 @@ def _adam(
     along,
     mean,
     square,
-    shrink,
-    rate,
-    beta1,
-    beta2,
-    correction,
-    eps,
+    scalars,
     d,
     SPHERE: tl.constexpr,
     D: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
+    shrink, rate, eps = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 5)
+    beta1, beta2, correction = tl.load(scalars + 2), tl.load(scalars + 3), tl.load(scalars + 4)
     dims = tl.arange(0, D)
     real = dims < d
     here = i * d + dims
