@@ -41,7 +41,7 @@ def pytest_runtest_setup() -> None:
     _number_of_test += 1
 
 
-def _with_room(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+def _with_room(call: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
     return call(*args, **named)
 
 
