@@ -255,6 +255,16 @@ def test_chains_that_have_not_met_are_not_valid():
     assert "do not agree" in found.verdict
 
 
+def test_chains_that_start_together_and_still_spread_are_not_valid_though_they_agree():
+    """At the crossing all chains start at `w*`: R-hat is small long before they have seen the posterior."""
+    how = Chains(sampler="mala", n_chains=512, n_draws=20, n_burn_in=60, steps_per_draw=5)
+    found = learning_coefficient(CROSSING, zeros(2), how, n_beta=1e6, gamma=10.0, generator=g(0))
+    exact = local_coefficient(lambda a, b: (a * b) ** 2, 1e6, dimension=2, gamma=10.0)
+    assert found.r_hat < 1.05
+    assert found.value < exact - 5 * found.standard_error
+    assert "still spread" in found.verdict
+
+
 def test_chains_that_diverge_have_no_value():
     how = Chains(step=1.0, n_draws=300, n_burn_in=0)
     fourth = rows(lambda w: w.pow(4).sum(dim=1))

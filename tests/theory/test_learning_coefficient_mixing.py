@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.signal import lfilter
 
-from sparsight.theory.learning_coefficient.mixing import autocovariance, effective_sample_size, split_r_hat
+from sparsight.theory.learning_coefficient.mixing import autocovariance, effective_sample_size, growth, split_r_hat
 
 
 def autoregression(rho, chains=8, n=20_000, seed=0):
@@ -44,3 +44,14 @@ def test_chains_that_stand_still_agree_if_they_stand_at_one_place():
     assert split_r_hat(still) == 1
     assert effective_sample_size(still) == 30
     assert split_r_hat(still * torch.arange(3)[:, None]) == float("inf")
+
+
+def test_growth_is_the_share_by_which_the_second_half_is_larger():
+    draws = 10 + autoregression(0.0, n=1000)
+    share, z = growth(draws)
+    assert abs(share) < 0.02
+    assert abs(z) < 3
+    share, z = growth(draws + torch.linspace(0, 8, 1000, dtype=torch.float64))
+    assert share == pytest.approx(4 / 14, rel=0.02)
+    assert z > 10
+    assert growth(torch.ones(3, 10, dtype=torch.float64)) == (0, 0)

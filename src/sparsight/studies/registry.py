@@ -91,6 +91,12 @@ _ALL: tuple[Study, ...] = (
         "Marks et al., Sparse feature circuits, and the question of what happens at a JumpReLU's threshold",
         "sparsight.studies.gradients_under_gates",
     ),
+    Study(
+        "nearly-singular",
+        'What would "nearly singular" mean, does it show, and why do Gaussian posteriors fail?',
+        "Lewis Smith's comments on singular learning theory",
+        "sparsight.studies.nearly_singular",
+    ),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}

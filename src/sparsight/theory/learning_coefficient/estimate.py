@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsight.errors import UndefinedMetric
 from sparsight.theory.learning_coefficient.losses import AbstractLoss
-from sparsight.theory.learning_coefficient.mixing import effective_sample_size, split_r_hat
+from sparsight.theory.learning_coefficient.mixing import effective_sample_size, growth, split_r_hat
 from sparsight.theory.learning_coefficient.posterior import LocalPosterior, posterior_near
 from sparsight.theory.learning_coefficient.record import LearningCoefficient
 from sparsight.theory.learning_coefficient.sampling import Chains, Draws, draw
@@ -57,6 +57,7 @@ def learning_coefficient(
     _, gradient = posterior.gradient(w_star[None])
     found = draw(posterior, chains, loss_star, generator)
     r_hat, ess = split_r_hat(found.excess), effective_sample_size(found.excess)
+    grown, grown_z = growth(found.squared_distance)
     pooled = posterior.n_beta * float(found.excess.std())
     return LearningCoefficient(
         value=posterior.n_beta * float(found.excess.mean()),
@@ -81,7 +82,9 @@ def learning_coefficient(
         noise_ratio=_noise_ratio(posterior, found, chains, generator),
         discretisation_ratio=_discretisation_ratio(posterior, found, generator),
         acceptance=found.acceptance,
-        distance=found.distance,
+        distance=math.sqrt(float(found.squared_distance.mean())),
+        growth=grown,
+        growth_z=grown_z,
         trace=found.excess.tolist(),
     )
 

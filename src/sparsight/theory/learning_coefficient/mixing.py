@@ -51,6 +51,20 @@ def effective_sample_size(draws: Float64[Tensor, "chains draws"]) -> float:
     return n_chains * n / time
 
 
+def growth(draws: Float64[Tensor, "chains draws"]) -> tuple[float, float]:
+    """By what share of its mean a quantity is larger in the second half of the draws, and that in standard errors.
+
+    All chains start at one point, so that R-hat is small from the start where they have not spread yet: this tells.
+    Each chain's difference counts as one observation; 0 and 0 where nothing varies between chains.
+    """
+    n = draws.shape[1] // 2
+    gains = draws[:, -n:].mean(dim=1) - draws[:, :n].mean(dim=1)
+    mean, error = float(draws.mean()), float(gains.std()) / len(gains) ** 0.5
+    if mean == 0 or error == 0:
+        return 0.0, 0.0
+    return float(gains.mean()) / mean, float(gains.mean()) / error
+
+
 def autocovariance(draws: Float64[Tensor, "chains draws"]) -> Float64[Tensor, "chains draws"]:
     """`sum_i (x_i - mean)(x_(i+t) - mean) / n` of each chain at every lag, by Fourier transforms."""
     n = draws.shape[1]

@@ -86,7 +86,7 @@ class LocalPosterior:
             shape: The symmetric `C`; None for the identity.
         """
         vectors = self.noise(w, generator)
-        norms = torch.ones_like(vectors[:, 0])
+        norms: Tensor = torch.ones_like(vectors[:, 0])
         for _ in range(iterations):
             vectors = vectors / vectors.norm(dim=1, keepdim=True)
             turned = vectors if shape is None else vectors @ shape

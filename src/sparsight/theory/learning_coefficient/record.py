@@ -13,6 +13,8 @@ MOST_HEADROOM = 0.05  # of the estimate, that descent from w* gains
 MOST_NOISE = 0.05
 MOST_DISCRETISATION = 0.1
 MOST_R_HAT = 1.05
+MOST_GROWTH = 0.05
+CLEAR_GROWTH = 3.0  # standard errors
 LEAST_ESS = 100
 LEAST_ACCEPTANCE = 0.3
 
@@ -41,6 +43,8 @@ class LearningCoefficient(Record):
             the chains ended, whichever is larger: by about this share the variance in that direction is too large.
         acceptance: Share of proposals accepted; None for "sgld".
         distance: Root mean square of `|w - w*|`.
+        growth: By what share of its mean `|w - w*|^2` is larger in the second half of the draws than in the first.
+        growth_z: The same in standard errors, chains being the observations.
         trace: `L(w) - L(w*)` of each chain's draws.
     """
 
@@ -67,6 +71,8 @@ class LearningCoefficient(Record):
     discretisation_ratio: Finite
     acceptance: Finite | None
     distance: Finite
+    growth: Finite
+    growth_z: Finite
     trace: list[list[Finite]] = Field(repr=False)
 
     @property
@@ -101,6 +107,10 @@ class LearningCoefficient(Record):
         if self.r_hat is None or self.r_hat > MOST_R_HAT:
             shown = "infinite" if self.r_hat is None else f"{self.r_hat:.3f}"
             found.append(f"the chains do not agree (split R-hat {shown}, at most {MOST_R_HAT}); run them longer")
+        if self.growth > MOST_GROWTH and self.growth_z > CLEAR_GROWTH:
+            found.append(
+                f"the chains still spread: |w - w*|^2 grew by {self.growth:.0%} during the draws; run them longer"
+            )
         if self.ess < LEAST_ESS:
             found.append(f"the draws are worth {self.ess:.0f} independent ones, fewer than {LEAST_ESS}; draw more")
         if self.acceptance is not None and self.acceptance < LEAST_ACCEPTANCE:

@@ -15,7 +15,7 @@ _RATIO = {"sgld": 0.02, "mala": 0.25}
 _NOISE_RATIO = 0.02  # and that minibatches add no more than this share to the injected noise
 _WATCHED = 8  # chains whose curvature is looked at
 _ITERATIONS = 8  # of the power iteration: the step need not be known better than to a few per cent
-_BLOCKS = 10  # of the burn-in, after each of which the step is looked at again
+_BLOCKS = 10  # of the burn-in, after each of which step and shape are looked at again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Draws:
     Attributes:
         excess: `L(w) - L(w*)` on all data, of each draw.
         last: Where the chains ended.
-        distance: Root mean square of `|w - w*|` over all draws.
+        squared_distance: `|w - w*|^2` of each draw.
         step: The step of the draws.
         acceptance: Share of proposals accepted; None for "sgld".
         shape: Square root of the covariance in which steps were made; None for the identity.
@@ -70,7 +70,7 @@ class Draws:
 
     excess: Float64[Tensor, "chains draws"]
     last: Float[Tensor, "chains d"]
-    distance: float
+    squared_distance: Float64[Tensor, "chains draws"]
     step: float
     acceptance: float | None
     shape: Float[Tensor, "d d"] | None
@@ -94,19 +94,19 @@ def draw(posterior: LocalPosterior, how: Chains, loss_star: float, generator: to
     step = _burn_in(chains, posterior, how, generator)
     chains.n_proposed = chains.n_accepted = 0
     excess = torch.empty(how.n_chains, how.n_draws, dtype=torch.float64, device=start.device)
-    squares = torch.zeros((), dtype=torch.float64, device=start.device)
+    squares = torch.empty_like(excess)
     for i in range(how.n_draws):
         for _ in range(how.steps_per_draw):
             chains.advance(step)
         excess[:, i] = chains.losses().double() - loss_star
-        squares += (chains.w - posterior.w_star).double().square().sum() / how.n_chains
+        squares[:, i] = (chains.w - posterior.w_star).double().square().sum(dim=1)
     if not bool(torch.isfinite(excess).all()):
         raise UndefinedMetric(
             f"{int((~torch.isfinite(excess)).any(dim=1).sum())} of {how.n_chains} chains left the finite numbers at "
             f"step {step:.3g}, n_beta {posterior.n_beta:.3g}, gamma {posterior.gamma:.3g}; lower step or raise gamma"
         )
     acceptance = chains.n_accepted / chains.n_proposed if how.sampler == "mala" else None
-    return Draws(excess, chains.w, float((squares / how.n_draws).sqrt()), step, acceptance, chains.shape)
+    return Draws(excess, chains.w, squares, step, acceptance, chains.shape)
 
 
 class SgldChains:
@@ -225,13 +225,23 @@ def _burn_in(
     noise = 0.0 if how.sampler == "mala" else posterior.gradient_noise(generator)
     if noise > 0:
         step = min(step, 4 * _NOISE_RATIO / (posterior.n_beta**2 * noise))
-    for block in range(_BLOCKS):
-        for _ in range(how.n_burn_in * block // _BLOCKS, how.n_burn_in * (block + 1) // _BLOCKS):
+    done = 0
+    for check in _checks(how.n_burn_in):
+        for _ in range(done, check):
             chains.advance(step)
-        if how.adapt and isinstance(chains, MalaChains) and block < _BLOCKS - 1:
+        done = check
+        last = check == how.n_burn_in
+        if isinstance(chains, MalaChains) and how.adapt and check * _BLOCKS >= how.n_burn_in and not last:
             chains.adapt()
         watched = chains.w[:_WATCHED]
         curvature = float(posterior.curvature(watched, generator, shape=chains.shape, iterations=_ITERATIONS).mean())
         if curvature > 0:
-            step = 4 * ratio / curvature if how.adapt else min(step, 4 * ratio / curvature)
+            step = 4 * ratio / curvature if chains.shape is not None else min(step, 4 * ratio / curvature)
     return step
+
+
+def _checks(n_burn_in: int) -> list[int]:
+    """After which steps of the burn-in the curvature is looked at: often at first, where chains leave `w*`."""
+    tenths = {n_burn_in * block // _BLOCKS for block in range(1, _BLOCKS + 1)}
+    early = {2**i for i in range(n_burn_in.bit_length()) if 2**i * _BLOCKS < n_burn_in}
+    return sorted((tenths | early) - {0})
