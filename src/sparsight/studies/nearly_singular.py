@@ -16,6 +16,7 @@ from sparsight.studies.nearly_singular_measured import (
     gaussian_rows,
     near_curve,
     regression_curve,
+    short_runs,
     strength_curve,
     tanh_points,
 )
@@ -59,6 +60,7 @@ def run(work: Work) -> Findings:
         "strengths": {s: work.part(f"strength-{s}", partial(strength_curve, s, plan, seed + 600 + 10 * i))
                       for i, s in enumerate(STRENGTHS)},
         "gaussian": work.part("gaussian", gaussian_rows),
+        "short": {"short": work.part("short", partial(short_runs, plan, seed + 700))},
     }  # fmt: skip
     return Findings(
         verdicts=[
@@ -172,8 +174,8 @@ def finite_temperature(rows: Rows) -> Verdict:
     return Verdict(
         question="Must a right sampler miss the learning coefficient of a crossing, and by a known amount?",
         answer=UNDECIDED if len(good) < 2 else "yes" if right else "no",
-        because=f"(w1 w2)^2 has 1/2. Read: {shown}. {len(rows) - len(good)} of {len(rows)} temperatures are left out, "
-        "their chains having been too short by their own diagnostics.",
+        because=f"(w1 w2)^2 has 1/2. Read: {shown}. {len(rows) - len(good)} of {len(rows)} temperatures are left out "
+        "because their own diagnostics speak against them.",
         effects=[*off, *short] or [_effect(rows[0], rows[0]["exact"], "not valid: estimate - exact")],
         would_change="An estimate more than three standard errors from the exact value; the furthest is "
         f"{max((abs(_z(row)) for row in good), default=0.0):.1f} away.",
@@ -217,9 +219,9 @@ def caught(rows: Rows) -> Verdict:
     return Verdict(
         question="Do the diagnostics call every wrong estimate not valid?",
         answer=UNDECIDED if not wrong else "yes" if not missed else "no",
-        because=f"Of {len(rows)} estimates with an exact value, {len(wrong)} are off by more than three standard "
-        f"errors and 3 %; {len(wrong) - missed} of them were called not valid. Of the {len(right)} others, {alarms} "
-        "were, too.",
+        because=f"Of {len(rows)} estimates with an exact value, some of them from chains too short on purpose, "
+        f"{len(wrong)} are off by more than three standard errors and 3 %; {len(wrong) - missed} of them were called "
+        f"not valid. Of the {len(right)} others, {alarms} were, too.",
         effects=[
             Effect(name="wrong and not called so", value=float(missed), n=max(1, len(wrong)), unit="estimates"),
             Effect(name="right and called not valid", value=float(alarms), n=max(1, len(right)), unit="estimates"),
@@ -234,7 +236,7 @@ def is_wrong(row: dict[str, Any]) -> bool:
 
 
 def _known(measured: dict[str, Any]) -> Rows:
-    groups = (measured["near"], measured["crossing"], measured["regression"], measured["strengths"])
+    groups = (measured[name] for name in ("near", "crossing", "regression", "strengths", "short"))
     return [row for group in groups for rows in group.values() for row in rows if row["exact"] is not None]
 
 
@@ -285,4 +287,5 @@ def _method(plan: Plan) -> list[str]:
         "generic, dead and merged fall in that order; a Gaussian "
         f"fails with more than {FAILS:g} nats at n beta = {AT:.0e}; an estimate is wrong if it is off by more than "
         "three standard errors and 3 %.",
+        "Too short on purpose: 1, 3 and 10 % of the steps and draws, of the crossing and of regressions on rank 0.",
     ]

@@ -27,6 +27,7 @@ CROSSING_BETAS = (1e1, 1e2, 1e3, 1e4)
 REGRESSIONS = ((4, 6, 1, 0), (3, 3, 2, 0), (5, 4, 2, 0), (4, 6, 1, 1), (4, 4, 2, 2))  # inputs, outputs, hidden, rank
 REGRESSION_BETAS = (1e1, 1e2, 1e3, 1e4)
 WIDTHS = (4, 6, 1)
+SHORT = (0.01, 0.03, 0.1)  # share of the full effort of runs that are too short on purpose
 STRENGTHS = (0.0, 0.1, 1.0)  # singular value of the truth of a network of rank one
 STRENGTH_BETAS = (1e0, 1e1, 1e2, 1e3, 1e4)
 TANH_BETAS = (1e4, 1e5, 1e6)
@@ -122,6 +123,19 @@ def tanh_points(name: str, plan: Plan, seed: int) -> dict[str, Any]:
     found["half_rank"], found["laplace"], found["flat"] = gaussian.half_rank, gaussian.laplace, gaussian.flat
     plain = Chains(n_chains=8, n_draws=1000, n_burn_in=1000)
     found["plain"] = _row(_sampled(loss, point, plain, TANH_BETAS[-1], TANH_GAMMA, 10 * seed + 9))
+    return found
+
+
+def short_runs(plan: Plan, seed: int) -> list[dict[str, Any]]:
+    """Runs that are too short on purpose, of losses whose answer is known: what do the diagnostics say of them?"""
+    found = []
+    for i, effort in enumerate(SHORT):
+        short = Plan(plan.n_chains, effort)
+        for sampler in ("mala", "sgld"):
+            found += crossing_curve(sampler, short, seed + 10 * i)
+        for j, sizes in enumerate(REGRESSIONS):
+            if sizes[3] == 0:
+                found += regression_curve(sizes, short, seed + 10 * i + j)
     return found
 
 
