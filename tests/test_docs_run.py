@@ -56,7 +56,7 @@ def test_every_command_of_a_page_runs(page: str) -> None:
         assert stop.value.code == 0, arguments
 
 
-@pytest.mark.parametrize("page", ["activations", "formats", "models"])
+@pytest.mark.parametrize("page", ["activations", "formats", "models", "toy-superposition"])
 def test_the_python_of_a_page_runs(page: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(encoding="utf8"), flags=re.DOTALL)
     assert blocks
