@@ -46,6 +46,23 @@ def test_curvature_is_the_largest_eigenvalue_also_in_another_shape():
     assert near.curvature(w, g(), shape=shape, iterations=100).tolist() == pytest.approx([shaped] * 2)
 
 
+def test_curvature_of_minibatches_is_near_that_of_all_data():
+    x = torch.randn(500, 2, generator=g(3), dtype=torch.float64)
+    module = torch.nn.Linear(2, 1, bias=False).double().eval()
+
+    def squared(model, x):
+        return model(x).square().mean()
+
+    loss = ModuleLoss(module, squared, (x,), batch_size=100)
+    near = posterior_near(loss, loss.parameters(), 10.0, 2.0)
+    expected = 10 * float(torch.linalg.eigvalsh(2 * x.T @ x / 500)[-1]) + 2
+    found = near.curvature(loss.parameters().expand(200, -1), g())
+    assert len(found.unique()) > 100
+    assert float(found.mean()) == pytest.approx(expected, rel=0.1)  # the largest of two noisy ones is a little larger
+    first, second = (near.curvature(loss.parameters()[None], g(5), iterations=n) for n in (60, 80))
+    torch.testing.assert_close(first, second)  # one and the same minibatch in all iterations
+
+
 def test_a_linear_loss_has_no_curvature_but_that_of_the_localisation():
     near = posterior_near(FunctionLoss(lambda w: w.sum()), POINT, 10.0, 2.0)
     assert near.curvature(POINT[None], g()).tolist() == pytest.approx([2.0])

@@ -130,7 +130,7 @@ def short_runs(plan: Plan, seed: int) -> list[dict[str, Any]]:
     """Runs that are too short on purpose, of losses whose answer is known: what do the diagnostics say of them?"""
     found = []
     for i, effort in enumerate(SHORT):
-        short = Plan(plan.n_chains, effort)
+        short = Plan(plan.n_chains, effort * plan.effort)
         for sampler in ("mala", "sgld"):
             found += crossing_curve(sampler, short, seed + 10 * i)
         for j, sizes in enumerate(REGRESSIONS):

@@ -162,7 +162,9 @@ def _noise_ratio(posterior: LocalPosterior, found: Draws, chains: Chains, genera
 
 def _discretisation_ratio(posterior: LocalPosterior, found: Draws, generator: torch.Generator) -> float:
     at_star = float(posterior.curvature(posterior.w_star[None], generator, shape=found.shape)[0])
-    at_end = float(posterior.curvature(found.last[:8], generator, shape=found.shape).mean())
+    at_end = float(
+        posterior.curvature(found.last[: 8 if posterior.loss.full_batch else 2], generator, shape=found.shape).mean()
+    )
     ratio = found.step * max(at_star, at_end) / 4
     if not math.isfinite(ratio):
         raise UndefinedMetric("the curvature where the chains ended is not finite; lower step")

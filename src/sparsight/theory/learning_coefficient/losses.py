@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ModelLoss = Callable[..., Tensor]  # (model, *batch) -> mean loss over the batch, a scalar
 
@@ -119,12 +120,16 @@ class ModuleLoss(AbstractLoss):
         return self._rows(w, tuple(part[rows] for part in self.data), shared=False)
 
     def _rows(self, w: Tensor, batch: tuple[Tensor, ...], *, shared: bool) -> Tensor:
-        """Loss at each row, on the same batch or on each row's own."""
-        if self.vectorised:
-            axis = None if shared else 0
-            return vmap(self._one, in_dims=(0, *(axis for _ in batch)))(w, *batch)
-        own = [batch if shared else tuple(part[i] for part in batch) for i in range(len(w))]
-        return torch.stack([self._one(row, *examples) for row, examples in zip(w, own, strict=True)])
+        """Loss at each row, on the same batch or on each row's own.
+
+        Attention is written out: the fused kernels have no second derivative, which curvature needs, and no batching.
+        """
+        with sdpa_kernel(SDPBackend.MATH):
+            if self.vectorised:
+                axis = None if shared else 0
+                return vmap(self._one, in_dims=(0, *(axis for _ in batch)))(w, *batch)
+            own = [batch if shared else tuple(part[i] for part in batch) for i in range(len(w))]
+            return torch.stack([self._one(row, *examples) for row, examples in zip(w, own, strict=True)])
 
     def _one(self, w: Tensor, *batch: Tensor) -> Tensor:
         pieces = torch.split(w, [shape.numel() for shape in self._shapes.values()])

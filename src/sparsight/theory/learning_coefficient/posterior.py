@@ -61,11 +61,18 @@ class LocalPosterior:
         return drawn.to(w.device) * self.moves
 
     def hessian_times(
-        self, w: Float[Tensor, "chains d"], vectors: Float[Tensor, "chains d"]
+        self,
+        w: Float[Tensor, "chains d"],
+        vectors: Float[Tensor, "chains d"],
+        minibatch: torch.Generator | None = None,
     ) -> Float[Tensor, "chains d"]:
-        """Product of the Hessian of `L` at each row with that row's vector, by differentiating the gradient."""
+        """Product of the Hessian of `L` at each row with that row's vector, by differentiating the gradient.
+
+        On a minibatch for each row where a generator is given, else on all data.
+        """
         w = w.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.loss.at(w).sum(), w, create_graph=True)
+        losses = self.loss.at(w) if minibatch is None else self.loss.sampled(w, minibatch)
+        (gradient,) = torch.autograd.grad(losses.sum(), w, create_graph=True)
         if not gradient.requires_grad:  # a loss that is linear here
             return torch.zeros_like(w)
         (product,) = torch.autograd.grad((gradient * self.moves * vectors).sum(), w, allow_unused=True)
@@ -82,15 +89,20 @@ class LocalPosterior:
     ) -> Float[Tensor, " chains"]:
         """Largest eigenvalue, by magnitude, of `C (n_beta H + gamma) C` at each row, by power iteration: a little low.
 
+        Where the loss has minibatches, the Hessian is that of one minibatch for each row, the same in all iterations.
+
         Args:
             shape: The symmetric `C`; None for the identity.
         """
         vectors = self.noise(w, generator)
+        batch = None if self.loss.full_batch else torch.Generator(generator.device)
+        seed = 0 if batch is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
         norms: Tensor = torch.ones_like(vectors[:, 0])
         for _ in range(iterations):
             vectors = vectors / vectors.norm(dim=1, keepdim=True)
             turned = vectors if shape is None else vectors @ shape
-            vectors = self.n_beta * self.hessian_times(w, turned) + self.gamma * turned
+            batch = None if batch is None else batch.manual_seed(seed)
+            vectors = self.n_beta * self.hessian_times(w, turned, batch) + self.gamma * turned
             vectors = vectors if shape is None else vectors @ shape
             norms = vectors.norm(dim=1)
             if not bool((norms > 0).all()):  # no curvature at all, in some row

@@ -13,7 +13,7 @@ from sparsight.theory.learning_coefficient.posterior import LocalPosterior
 # The step is set so that step * (n_beta H + gamma) / 4 is this at the largest eigenvalue.
 _RATIO = {"sgld": 0.02, "mala": 0.25}
 _NOISE_RATIO = 0.02  # and that minibatches add no more than this share to the injected noise
-_WATCHED = 8  # chains whose curvature is looked at
+_WATCHED = 8  # chains whose curvature is looked at; 2 where the loss has minibatches, being large
 _ITERATIONS = 8  # of the power iteration: the step need not be known better than to a few per cent
 _BLOCKS = 10  # of the burn-in, after each of which step and shape are looked at again
 
@@ -195,7 +195,7 @@ def first_step(posterior: LocalPosterior, ratio: float, generator: torch.Generat
     From `w*` the curvature there sets it; but a singular point has little of its own, so the step is halved until the
     points that it reaches do not have more either.
     """
-    centre = posterior.w_star.expand(_WATCHED, -1)
+    centre = posterior.w_star.expand(_watched(posterior), -1)
     step = (
         4
         * ratio
@@ -233,11 +233,15 @@ def _burn_in(
         last = check == how.n_burn_in
         if isinstance(chains, MalaChains) and how.adapt and check * _BLOCKS >= how.n_burn_in and not last:
             chains.adapt()
-        watched = chains.w[:_WATCHED]
+        watched = chains.w[: _watched(posterior)]
         curvature = float(posterior.curvature(watched, generator, shape=chains.shape, iterations=_ITERATIONS).mean())
         if curvature > 0:
             step = 4 * ratio / curvature if chains.shape is not None else min(step, 4 * ratio / curvature)
     return step
+
+
+def _watched(posterior: LocalPosterior) -> int:
+    return _WATCHED if posterior.loss.full_batch else 2
 
 
 def _checks(n_burn_in: int) -> list[int]:
