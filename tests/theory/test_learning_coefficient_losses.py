@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sparsight.theory.learning_coefficient import FunctionLoss, ModuleLoss
+from sparsight.theory.learning_coefficient.posterior import posterior_near
 
 
 def net(seed=0):
@@ -55,6 +56,35 @@ def test_minibatches_are_each_chains_own_and_right_on_average(vectorised):
     values = loss.sampled(same, torch.Generator().manual_seed(0))
     assert len(values.unique()) > 300
     assert abs(float(values.mean() - loss.at(same[:1])[0])) < 4 * float(values.std()) / 20  # four standard errors
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def test_attention_has_a_curvature_and_is_batched_over_chains():
+    """The fused kernel that it would run by itself has neither a second derivative nor a batching rule."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
+    module = Attention().eval()
+
+    def squared(model, x):
+        return model(x).square().mean()
+
+    found = {}
+    for vectorised in (True, False):
+        loss = ModuleLoss(module, squared, (x,), vectorised=vectorised)
+        near = posterior_near(loss, loss.parameters(), 10.0, 1.0)
+        found[vectorised] = near.curvature(loss.parameters().expand(2, -1), torch.Generator().manual_seed(1))
+        torch.testing.assert_close(loss.at(loss.parameters()[None])[0], squared(module, x))
+    torch.testing.assert_close(found[True], found[False])
+    assert bool((found[True] > 1).all())
 
 
 def test_a_mask_names_parameters_or_the_modules_they_lie_in():
