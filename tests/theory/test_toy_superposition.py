@@ -1,6 +1,8 @@
 """Toy superposition against closed forms, quadrature, regular shapes and known optima."""
 
 import math
+from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from sparsight.theory.superposition import (
     superposition_below,
     train_toy,
 )
+from sparsight.theory.superposition.inputs import Arrangement
 
 SHARE = st.floats(0.01, 1.0)
 
@@ -164,9 +167,9 @@ def test_equal_seeds_give_equal_models() -> None:
     assert not torch.equal(first.W[0], first.W[1])
 
 
-@pytest.mark.parametrize("arrangement", ["independent", "together", "apart"])
-def test_features_are_there_as_often_as_asked(arrangement: str) -> None:
-    x = ToyInputs(6, (0.1, 0.4), arrangement).draw(20_000, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+@pytest.mark.parametrize("arrangement", get_args(Arrangement))
+def test_features_are_there_as_often_as_asked(arrangement: Arrangement) -> None:
+    x = ToyInputs(6, (0.1, 0.4), arrangement).draw(20_000, torch.Generator().manual_seed(0))
     there = (x > 0).double()
     for p, each in zip((0.1, 0.4), there, strict=True):
         assert each.mean(dim=0).tolist() == pytest.approx([p] * 6, abs=0.015)
@@ -196,10 +199,10 @@ def test_features_are_there_as_often_as_asked(arrangement: str) -> None:
         (lambda: best_two_in_one(0.0, 0.5), "density"),
     ],
 )
-def test_what_cannot_be_is_refused(make: object, message: str) -> None:
+def test_what_cannot_be_is_refused(make: Callable[[], object], message: str) -> None:
     # beartype speaks first where a literal is wrong
     with pytest.raises((ValueError, TypeError), match=message):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_a_loss_that_is_not_finite_is_said() -> None:
@@ -219,9 +222,9 @@ def test_five_rare_features_in_a_plane_make_a_pentagon(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("arrangement", "order"), [("apart", "own first"), ("together", "own last")])
-def test_opposites_cost_nothing_where_they_never_meet(arrangement: str, order: str) -> None:
+def test_opposites_cost_nothing_where_they_never_meet(arrangement: Arrangement, order: str) -> None:
     """Pairs of features that are never there together, and of others, on one dimension each."""
-    x = ToyInputs(4, (0.3,), arrangement).draw(5000, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    x = ToyInputs(4, (0.3,), arrangement).draw(5000, torch.Generator().manual_seed(0))
     model = ToyModel(1, 4, 2, torch.Generator().manual_seed(0))
 
     def loss(pairs: list[tuple[int, int]]) -> float:

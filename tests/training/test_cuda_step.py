@@ -1,7 +1,5 @@
 """On a GPU: the sparse step through Triton against the dense step (`pytest -m cuda`)."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -67,8 +65,10 @@ def test_a_recorded_step_on_a_gpu_is_the_step(config: DictionaryConfig) -> None:
         Member("it", config, 256, Training(n_tokens=1000, batch_size=8, step="sparse", clip=0.1), torch.device("cuda"))
         for _ in range(2)
     )
-    compiled: Any = ours.rule.compiled  # type: ignore[union-attr]
-    other: Any = theirs.rule.compiled  # type: ignore[union-attr]
+    rule, launched = (it.rule for it in (ours, theirs))
+    assert isinstance(rule, AdamRule)
+    assert isinstance(launched, AdamRule)
+    compiled, other = rule.compiled, launched.compiled
     other.recorded = other.recorded_move = None
     for step in range(WARM + 12):
         x = torch.randn(512, 256, generator=g).cuda() / 16

@@ -110,7 +110,8 @@ def test_gradients_of_a_recorded_step_can_be_looked_at() -> None:
     config = TopK(6, 2, **NEVER)
     found = []
     for it in (member(config, recorded=True), member(config, recorded=False)):
-        compiled: Any = it.rule.compiled  # type: ignore[union-attr]
+        rule: Any = it.rule
+        compiled = rule.compiled
         for step in range(WARM + 2):
             it.dictionary.zero_grad()
             compiled.gradients(batch(step), it.dead, 1.0)

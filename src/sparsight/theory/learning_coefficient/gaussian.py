@@ -140,8 +140,7 @@ def laplace_fit(excess: Excess, n_beta: float, *, dimension: int, gamma: float) 
     Raises:
         ValueError: as `local_coefficient`, or gamma is 0.
     """
-    if gamma <= 0:
-        raise ValueError(f"gamma must be above 0 for a posterior on the whole line, got {gamma}")
+    _check_gamma(gamma)
     precision = n_beta * _curvature_at_origin(excess, dimension) + gamma * np.eye(dimension)
     return _fit(excess, n_beta, gamma, np.asarray(np.linalg.inv(precision), dtype=np.float64))
 
@@ -156,8 +155,7 @@ def mean_field_fit(excess: Excess, n_beta: float, *, dimension: int, gamma: floa
     """
     from scipy.optimize import minimize
 
-    if gamma <= 0:
-        raise ValueError(f"gamma must be above 0 for a posterior on the whole line, got {gamma}")
+    _check_gamma(gamma)
 
     def bound(log_sd: Array) -> float:
         covariance = np.diag(np.exp(2 * log_sd))
@@ -169,6 +167,11 @@ def mean_field_fit(excess: Excess, n_beta: float, *, dimension: int, gamma: floa
     found = [minimize(bound, start, method="Nelder-Mead", options=options) for start in starts]
     best = min(found, key=lambda result: float(result.fun))
     return _fit(excess, n_beta, gamma, np.diag(np.exp(2 * best.x)))
+
+
+def _check_gamma(gamma: float) -> None:
+    if gamma <= 0:
+        raise ValueError(f"gamma must be above 0 for a posterior on the whole line, got {gamma}")
 
 
 def _fit(excess: Excess, n_beta: float, gamma: float, covariance: Array) -> GaussianFit:

@@ -49,6 +49,6 @@ def train_toy(
         if step % 100 == 0 and not bool(torch.isfinite(loss)):
             raise TrainingError(f"the loss is {float(loss.detach()):g} after {step} steps; lower lr={lr:g}")
         adam.clear_gradients()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward([loss])
         adam.step(lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / steps)))))
     return model.requires_grad_(False)
